@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: MIT
+ * os.h: what differs between operating systems: files mapped read-only, reserved address space, the clock. */
+#ifndef KVC_OS_H
+#define KVC_OS_H
+
+#include "err.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+/** A file mapped read-only. */
+typedef struct kvc__map {
+    const uint8_t *data;
+    size_t size;
+} kvc__map;
+
+/** Maps the regular file at path. KVC_E_NOT_FOUND, KVC_E_IO, KVC_E_FORMAT (empty or not a regular file). */
+int32_t kvc__map_file(const char *path, kvc__map *out, kvc__err *err);
+/** Unmaps; a zeroed map is legal. */
+void kvc__unmap(kvc__map *map);
+
+/** Reserves size bytes of zeroed address space that take memory only when touched; NULL when refused. */
+void *kvc__reserve(size_t size);
+/** Gives reserved space back. */
+void kvc__release(void *p, size_t size);
+/** Gives the memory of the whole OS pages inside [p, p + size) back; they read as zeros afterwards. */
+void kvc__discard(void *p, size_t size);
+
+/** Nanoseconds of a monotonic clock. */
+uint64_t kvc__clock_ns(void);
+/** Cores that the process may use, at least 1. */
+uint32_t kvc__n_core(void);
+/** An environment variable, NULL when unset or when the process runs with raised privileges. */
+const char *kvc__env(const char *name);
+
+#endif

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: MIT
+ * pool.h: the model's threads. Fork and join: kvc__pool_run() hands out items and returns when all are done. */
+#ifndef KVC_POOL_H
+#define KVC_POOL_H
+
+#include "err.h"
+#include "mem.h"
+
+#include <stdint.h>
+
+typedef struct kvc__pool kvc__pool;
+
+/** One item of work. thread is below the pool's thread count and names scratch of its own. */
+typedef void (*kvc__pool_fn)(void *arg, uint32_t item, uint32_t thread);
+
+/** Starts n_thread - 1 threads (the caller is the first). KVC_E_NOMEM when one can't be started. */
+int32_t kvc__pool_create(kvc__mem *mem, uint32_t n_thread, kvc__pool **out, kvc__err *err);
+/** Joins the threads; NULL is legal. */
+void kvc__pool_destroy(kvc__pool *pool);
+/** Threads, the caller included. */
+uint32_t kvc__pool_n_thread(const kvc__pool *pool);
+/** Calls fn(arg, i, thread) for every i in [0, n), in any order, on all threads; returns when all are done and
+ * their writes are visible. One caller at a time; not from inside fn. Threads spin for a short while for the next
+ * run, then sleep. */
+void kvc__pool_run(kvc__pool *pool, uint32_t n, kvc__pool_fn fn, void *arg);
+
+#endif
