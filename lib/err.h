@@ -12,7 +12,8 @@ typedef struct kvc__err {
     char text[1024];
 } kvc__err;
 
-/** Writes the sentence (printf style; err may be NULL) and returns code. Over-long text is cut at a character. */
+/** Writes the sentence (printf style; err may be NULL) and returns code. Over-long text is cut at a
+ * character. */
 int32_t kvc__fail(kvc__err *err, int32_t code, const char *format, ...)
 #if defined(__GNUC__)
     __attribute__((format(printf, 3, 4)))

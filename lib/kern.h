@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
- * kern.h: the arithmetic, one table per kernel level. The order of operations is part of the contract, so that every
- * level gives the same bits: products and sums are single fused multiply-adds in the order stated, lanes are
- * independent results, and a sum over n values is taken in 16 lanes (lane l holds l, l + 16, …, ascending) that are
- * then added as a tree: 16 → 8 (l and l + 8) → 4 → 2 → 1. Missing elements count as +0. */
+ * kern.h: the arithmetic, one table per kernel level. The order of operations is part of the
+ * contract, so that every level gives the same bits: products and sums are single fused
+ * multiply-adds in the order stated, lanes are independent results, and a sum over n values is
+ * taken in 16 lanes (lane l holds l, l + 16, …, ascending) that are then added as a tree: 16 → 8 (l
+ * and l + 8) → 4 → 2 → 1. Missing elements count as +0. */
 #ifndef KVC_KERN_H
 #define KVC_KERN_H
 
@@ -13,27 +14,28 @@
 
 #define KVC__ENTRIES 64u /* entries of a page, as KVC_PAGE */
 
-/** A level's kernels. All are [any]: no state but their arguments. Buffers are 4-byte aligned at least; packed
- * pages and weights 64-byte. No overlap unless said. */
+/** A level's kernels. All are [any]: no state but their arguments. Buffers are 4-byte aligned at
+ * least; packed pages and weights 64-byte. No overlap unless said. */
 typedef struct kvc__kern {
     const char *name; /* "scalar", "avx512" */
 
-    /* ---- products: out[t, row] for rows of groups [g0, g1) and all a->n tokens; out is [n, out_stride], written
-     * only at rows < w->n_row.
-     * mm_q (Q8_0, Q4_0, Q4_1): blocks ascending; acc = fma(dw * da, (float)isum, acc), isum the exact integer sum of
-     *   (value of w) × q over the block (Q4_1: of nibble × q); Q4_1 also accm = fma(m, da * (float)sum, accm);
-     *   y = acc, for Q4_1 acc + accm.
-     * mm_f (all types): w as float (Q8_0, Q4_0: d * value; Q4_1: fma(d, nibble, m)), columns ascending,
-     *   acc = fma(w, x, acc). tile: scratch of kvc__tile_bytes(w). */
-    void (*mm_q)(const kvc__mat *w, uint32_t g0, uint32_t g1, const kvc__act *a, float *out, size_t out_stride);
-    void (*mm_f)(const kvc__mat *w, uint32_t g0, uint32_t g1, const kvc__act *a, float *out, size_t out_stride,
-                 float *tile);
-    /* Rounds a row to int8 in blocks of 32: d = amax / 127; q = nearest-even(x * (127 / amax)), 0 where amax is 0 or
-     * not finite; sum of q. n a multiple of 32. */
+    /* ---- products: out[t, row] for rows of groups [g0, g1) and all a->n tokens; out is [n,
+     * out_stride], written only at rows < w->n_row. mm_q (Q8_0, Q4_0, Q4_1): blocks ascending; acc
+     * = fma(dw * da, (float)isum, acc), isum the exact integer sum of (value of w) × q over the
+     * block (Q4_1: of nibble × q); Q4_1 also accm = fma(m, da * (float)sum, accm); y = acc, for
+     * Q4_1 acc + accm. mm_f (all types): w as float (Q8_0, Q4_0: d * value; Q4_1: fma(d, nibble,
+     * m)), columns ascending, acc = fma(w, x, acc). tile: scratch of kvc__tile_bytes(w). */
+    void (*mm_q)(const kvc__mat *w, uint32_t g0, uint32_t g1, const kvc__act *a, float *out,
+                 size_t out_stride);
+    void (*mm_f)(const kvc__mat *w, uint32_t g0, uint32_t g1, const kvc__act *a, float *out,
+                 size_t out_stride, float *tile);
+    /* Rounds a row to int8 in blocks of 32: d = amax / 127; q = nearest-even(x * (127 / amax)), 0
+     * where amax is 0 or not finite; sum of q. n a multiple of 32. */
     void (*quantize)(const float *x, uint32_t n, int8_t *q, float *d, int32_t *sum);
 
     /* ---- rows */
-    /* y = x * (1 / sqrt(mean(x²) + eps)) * w, left to right. The sum of squares: lane sums by fma. y may be x. */
+    /* y = x * (1 / sqrt(mean(x²) + eps)) * w, left to right. The sum of squares: lane sums by fma.
+     * y may be x. */
     void (*rms_norm)(const float *x, const float *w, uint32_t n, float eps, float *y);
     /* x += y */
     void (*add)(float *x, const float *y, uint32_t n);
@@ -41,23 +43,24 @@ typedef struct kvc__kern {
     void (*scale)(float *x, float s, uint32_t n);
     /* gate = gate / (1 + exp(-gate)) * up; exp as in softmax, its argument clamped to [-87, 88]. */
     void (*silu_mul)(float *gate, const float *up, uint32_t n);
-    /* Rotates adjacent pairs (2i, 2i + 1), i < n_rot / 2, by cs[i] = cos, cs[n_rot / 2 + i] = sin; the rest is copied.
-     * y0 = fma(x0, cos, -(x1 * sin)), y1 = fma(x0, sin, x1 * cos). y may be x. */
+    /* Rotates adjacent pairs (2i, 2i + 1), i < n_rot / 2, by cs[i] = cos, cs[n_rot / 2 + i] = sin;
+     * the rest is copied. y0 = fma(x0, cos, -(x1 * sin)), y1 = fma(x0, sin, x1 * cos). y may be x.
+     */
     void (*rope_norm)(const float *x, const float *cs, uint32_t n_rot, uint32_t n, float *y);
-    /* Walsh-Hadamard in blocks of b (a power of two dividing n), in place, butterflies of distance 1, 2, 4, …, then
-     * × 1/sqrt(b) rounded to float. Its own inverse. */
+    /* Walsh-Hadamard in blocks of b (a power of two dividing n), in place, butterflies of distance
+     * 1, 2, 4, …, then × 1/sqrt(b) rounded to float. Its own inverse. */
     void (*hadamard)(float *x, uint32_t b, uint32_t n);
 
     /* ---- softmax over a range */
-    /* *max = the maximum of s[n] (-INFINITY when all are); if finite: s = exp(s - max), exactly 0 where s was
-     * -INFINITY, and *sum = their sum. n a multiple of 64. exp: one polynomial for all levels, exp(0) exactly 1, 0
-     * below -87, relative error below 2e-7. */
+    /* *max = the maximum of s[n] (-INFINITY when all are); if finite: s = exp(s - max), exactly 0
+     * where s was -INFINITY, and *sum = their sum. n a multiple of 64. exp: one polynomial for all
+     * levels, exp(0) exactly 1, 0 below -87, relative error below 2e-7. */
     void (*softmax)(float *s, uint32_t n, float *max, float *sum);
     /* exp as above for one value <= 0. */
     float (*exp1)(float x);
 
-    /* ---- plain pages. type: KVC_TYPE_F32, _F16, _BF16. Keys are held as [dim][64] (element d of all entries side by
-     * side), values as [64][dim]. */
+    /* ---- plain pages. type: KVC_TYPE_F32, _F16, _BF16. Keys are held as [dim][64] (element d of
+     * all entries side by side), values as [64][dim]. */
     /* Stores key row e (of 64) of a page. Conversions round to nearest even. */
     void (*put_k)(uint32_t type, const float *x, uint32_t dim, uint32_t e, void *page_k);
     /* Stores value row e. */
@@ -66,30 +69,32 @@ typedef struct kvc__kern {
     void (*get_k)(uint32_t type, const void *page_k, uint32_t dim, float *out);
     /* All 64 values: out[64][dim]. */
     void (*get_v)(uint32_t type, const void *page_v, uint32_t dim, float *out);
-    /* s[i, e] = Σ_d q[i, d] × k[d, e], d ascending, acc from 0 by fma. s: [n_q][64], s_stride floats apart;
-     * q: [n_q][dim], dense. */
-    void (*score)(uint32_t type, const void *page_k, uint32_t dim, const float *q, uint32_t n_q, float *s,
-                  size_t s_stride);
-    /* acc[i, d] = fma(p[i, e], v[e, d], acc[i, d]), e ascending over all 64. p: [n_q][64], p_stride apart;
-     * acc: [n_q][dim], dense. */
-    void (*mix)(uint32_t type, const void *page_v, uint32_t dim, const float *p, size_t p_stride, uint32_t n_q,
-                float *acc);
+    /* s[i, e] = Σ_d q[i, d] × k[d, e], d ascending, acc from 0 by fma. s: [n_q][64], s_stride
+     * floats apart; q: [n_q][dim], dense. */
+    void (*score)(uint32_t type, const void *page_k, uint32_t dim, const float *q, uint32_t n_q,
+                  float *s, size_t s_stride);
+    /* acc[i, d] = fma(p[i, e], v[e, d], acc[i, d]), e ascending over all 64. p: [n_q][64], p_stride
+     * apart; acc: [n_q][dim], dense. */
+    void (*mix)(uint32_t type, const void *page_v, uint32_t dim, const float *p, size_t p_stride,
+                uint32_t n_q, float *acc);
     /* y = fma(x, a, y) */
     void (*axpy)(float a, const float *x, float *y, uint32_t n);
 
-    /* ---- int8 pages (kvc_host_math of policy.h): scale[64] binary16 = amax / 127 rounded to binary16, then bytes. q =
-     * nearest-even(x / (float)scale) clamped to ±127; 0 where the scale is 0. Keys: [dim / 4][64][4] bytes; values:
-     * [64][dim] bytes; both signed. dim a multiple of 4. */
+    /* ---- int8 pages (kvc_host_math of policy.h): scale[64] binary16 = amax / 127 rounded to
+     * binary16, then bytes. q = nearest-even(x / (float)scale) clamped to ±127; 0 where the scale
+     * is 0. Keys: [dim / 4][64][4] bytes; values: [64][dim] bytes; both signed. dim a multiple
+     * of 4. */
     void (*i8_pack_k)(const float *rows, uint32_t stride, uint32_t dim, void *dst);
     void (*i8_pack_v)(const float *rows, uint32_t stride, uint32_t dim, void *dst);
     void (*i8_unpack_k)(const void *src, uint32_t dim, float *out);
     void (*i8_unpack_v)(const void *src, uint32_t dim, float *out);
     /* Float query: s = (Σ_d fma(q[d], (float)k[d], acc)) * scale. */
     void (*i8_score_f)(const void *src, uint32_t dim, const float *q, uint32_t n_q, float *s);
-    /* Query rounded to int8, one scale per row: dq = amax / 127, qi = nearest-even(q * (127 / amax)), 0 where amax is
-     * 0; s = (float)isum * (dq * scale), isum exact. */
+    /* Query rounded to int8, one scale per row: dq = amax / 127, qi = nearest-even(q * (127 /
+     * amax)), 0 where amax is 0; s = (float)isum * (dq * scale), isum exact. */
     void (*i8_score_q)(const void *src, uint32_t dim, const float *q, uint32_t n_q, float *s);
-    /* acc = fma(p * scale, (float)v, acc), entries ascending. p: [n_q][64] dense; acc: [n_q][dim] dense. */
+    /* acc = fma(p * scale, (float)v, acc), entries ascending. p: [n_q][64] dense; acc: [n_q][dim]
+     * dense. */
     void (*i8_mix)(const void *src, uint32_t dim, const float *p, uint32_t n_q, float *acc);
 } kvc__kern;
 

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: MIT
- * mat.h: weight matrices in the engine's own layout, and activations. Rows of a matrix are held in groups of 16, so
- * that a vector's lanes are output rows and no sum is ever taken across lanes. Packing happens once at load.
+ * mat.h: weight matrices in the engine's own layout, and activations. Rows of a matrix are held in
+ * groups of 16, so that a vector's lanes are output rows and no sum is ever taken across lanes.
+ * Packing happens once at load.
  *
  * Layout of one group of 16 rows (r = row in the group), by type; n_col columns, k ascending:
  *   F32   [n_col][16] float
  *   F16   [n_col][16] binary16
- *   Q8_0  per block of 32 columns: d[16] binary16; q[8][16][4] bytes: value + 128, [k/4][r][k%4]           544 bytes
- *   Q4_0  per block: d[16] binary16; q[4][16][4] bytes: low nibble is column k = 4g + j, high is 16 + 4g + j  288 bytes
- *   Q4_1  per block: d[16], m[16] binary16; q as Q4_0                                                      320 bytes
- * Rows past n_row are zero weights. (Q4_0 nibbles are value + 8, as in the file.) */
+ *   Q8_0  per block of 32 columns: d[16] binary16; q[8][16][4] bytes: value + 128, [k/4][r][k%4]
+ * 544 bytes Q4_0  per block: d[16] binary16; q[4][16][4] bytes: low nibble is column k = 4g + j,
+ * high is 16 + 4g + j  288 bytes Q4_1  per block: d[16], m[16] binary16; q as Q4_0 320 bytes Rows
+ * past n_row are zero weights. (Q4_0 nibbles are value + 8, as in the file.) */
 #ifndef KVC_MAT_H
 #define KVC_MAT_H
 
@@ -24,30 +25,31 @@
 
 /** A weight matrix [n_row, n_col]: y[n_row] = W x[n_col]. */
 typedef struct kvc__mat {
-    uint32_t type;       /* KVC__T_… of the file */
+    uint32_t type; /* KVC__T_… of the file */
     uint32_t n_row;
-    uint32_t n_col;      /* a multiple of 32 for quantised types */
-    uint32_t n_group;    /* n_row / 16, rounded up */
+    uint32_t n_col;   /* a multiple of 32 for quantised types */
+    uint32_t n_group; /* n_row / 16, rounded up */
     size_t group_bytes;
-    uint8_t *data;       /* [n_group][group_bytes], 64-byte aligned */
+    uint8_t *data; /* [n_group][group_bytes], 64-byte aligned */
 } kvc__mat;
 
 /** Activations of n rows (tokens): float always; int8 in blocks of 32 when asked for. */
 typedef struct kvc__act {
-    uint32_t n;          /* rows */
-    uint32_t n_col;      /* a multiple of 4; blocks of 32 when quantised */
-    const float *f;      /* [n, n_col], f_stride floats apart */
+    uint32_t n;     /* rows */
+    uint32_t n_col; /* a multiple of 4; blocks of 32 when quantised */
+    const float *f; /* [n, n_col], f_stride floats apart */
     size_t f_stride;
-    int8_t *q;           /* [n, n_col] dense */
-    float *d;            /* [n, n_col / 32] scale of each block: absolute maximum / 127 */
-    int32_t *sum;        /* [n, n_col / 32] sum of q over the block */
+    int8_t *q;    /* [n, n_col] dense */
+    float *d;     /* [n, n_col / 32] scale of each block: absolute maximum / 127 */
+    int32_t *sum; /* [n, n_col / 32] sum of q over the block */
 } kvc__act;
 
 /** True when that type can be packed. */
 bool kvc__mat_known(uint32_t type);
 /** True when activations are rounded to int8 in front of it under KVC_COMPUTE_INT8. */
 bool kvc__mat_quantised(uint32_t type);
-/** Fills shape and sizes of m (data NULL). KVC_E_UNSUPPORTED for a type, KVC_E_FORMAT for a size. */
+/** Fills shape and sizes of m (data NULL). KVC_E_UNSUPPORTED for a type, KVC_E_FORMAT for a size.
+ */
 int32_t kvc__mat_init(kvc__mat *m, uint32_t type, uint64_t n_row, uint64_t n_col, kvc__err *err);
 /** Bytes of m's data. */
 size_t kvc__mat_bytes(const kvc__mat *m);

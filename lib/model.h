@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * model.h: a model as four separate things: hyperparameters, weights, vocabulary, threads. Read once, shared by all
- * sessions, never changed by decoding. It knows files and tensors, nothing of caches or policies. */
+ * model.h: a model as four separate things: hyperparameters, weights, vocabulary, threads. Read
+ * once, shared by all sessions, never changed by decoding. It knows files and tensors, nothing of
+ * caches or policies. */
 #ifndef KVC_MODEL_H
 #define KVC_MODEL_H
 
@@ -24,7 +25,7 @@ typedef struct kvc__hparams {
     uint32_t n_rot;             /* leading elements of a key that RoPE turns; even */
     float rope_base;
     float norm_eps;
-    float scale;                /* on q·k: 1 / sqrt(dim_k) */
+    float scale; /* on q·k: 1 / sqrt(dim_k) */
 } kvc__hparams;
 
 /** One layer's weights. */
@@ -42,35 +43,36 @@ typedef struct kvc__layer {
 
 /** The public handle. */
 struct kvc_model {
-    kvc__mem mem;              /* counts all of it */
+    kvc__mem mem; /* counts all of it */
     kvc__hparams hp;
-    kvc__mat embd;             /* [n_vocab, n_embd] */
-    kvc__mat head;             /* [n_vocab, n_embd]; shares embd's data when tied */
-    uint32_t tied;             /* 1: head is embd */
-    float *out_norm;           /* [n_embd] */
-    float *rope_freq;          /* [n_rot / 2] divisors (rope_freqs.weight), or NULL */
-    kvc__layer *layer;         /* [n_layer] */
+    kvc__mat embd;     /* [n_vocab, n_embd] */
+    kvc__mat head;     /* [n_vocab, n_embd]; shares embd's data when tied */
+    uint32_t tied;     /* 1: head is embd */
+    float *out_norm;   /* [n_embd] */
+    float *rope_freq;  /* [n_rot / 2] divisors (rope_freqs.weight), or NULL */
+    kvc__layer *layer; /* [n_layer] */
     kvc__vocab *vocab;
     kvc__pool *pool;
     const kvc__kern *kern;
-    uint32_t n_batch;          /* most tokens computed together */
-    float *rope;               /* [rope_n][n_rot]: cos then sin, n_rot / 2 each; grown when a session opens */
+    uint32_t n_batch; /* most tokens computed together */
+    float *rope; /* [rope_n][n_rot]: cos then sin, n_rot / 2 each; grown when a session opens */
     uint32_t rope_n;
     uint64_t n_param, file_bytes;
     char arch[32], name[128], weights[16], fingerprint[33];
-    pthread_mutex_t lock;      /* one computing call at a time; also guards rope and n_ref */
-    uint32_t n_ref;            /* the caller's hold and one per open session */
+    pthread_mutex_t lock; /* one computing call at a time; also guards rope and n_ref */
+    uint32_t n_ref;       /* the caller's hold and one per open session */
     kvc__err err;
 };
 
-/** Builds a model from a GGUF file's bytes, which are not needed afterwards. Checks every hyperparameter and the
- * type and shape of every tensor. Weights are packed on all threads. KVC_E_FORMAT, KVC_E_UNSUPPORTED, KVC_E_NOMEM. */
-int32_t kvc__model_create(const uint8_t *bytes, size_t n, const struct kvc_params *params, kvc_model **out,
-                          kvc__err *err);
+/** Builds a model from a GGUF file's bytes, which are not needed afterwards. Checks every
+ * hyperparameter and the type and shape of every tensor. Weights are packed on all threads.
+ * KVC_E_FORMAT, KVC_E_UNSUPPORTED, KVC_E_NOMEM. */
+int32_t kvc__model_create(const uint8_t *bytes, size_t n, const struct kvc_params *params,
+                          kvc_model **out, kvc__err *err);
 /** Frees it. */
 void kvc__model_free(kvc_model *model);
-/** Makes sure that rope covers positions [0, n). Called with the lock held. cos and sin are taken in double:
- * angle = pos × base^(-2i / n_rot) / rope_freq[i]. KVC_E_NOMEM. */
+/** Makes sure that rope covers positions [0, n). Called with the lock held. cos and sin are taken
+ * in double: angle = pos × base^(-2i / n_rot) / rope_freq[i]. KVC_E_NOMEM. */
 int32_t kvc__model_rope(kvc_model *model, uint32_t n, kvc__err *err);
 /** Takes a hold; drops one and frees the model with the last. */
 void kvc__model_hold(kvc_model *model);

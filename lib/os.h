@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * os.h: what differs between operating systems: files mapped read-only, reserved address space, the clock. */
+ * os.h: what differs between operating systems: files mapped read-only, reserved address space, the
+ * clock. */
 #ifndef KVC_OS_H
 #define KVC_OS_H
 
@@ -14,16 +15,19 @@ typedef struct kvc__map {
     size_t size;
 } kvc__map;
 
-/** Maps the regular file at path. KVC_E_NOT_FOUND, KVC_E_IO, KVC_E_FORMAT (empty or not a regular file). */
+/** Maps the regular file at path. KVC_E_NOT_FOUND, KVC_E_IO, KVC_E_FORMAT (empty or not a regular
+ * file). */
 int32_t kvc__map_file(const char *path, kvc__map *out, kvc__err *err);
 /** Unmaps; a zeroed map is legal. */
 void kvc__unmap(kvc__map *map);
 
-/** Reserves size bytes of zeroed address space that take memory only when touched; NULL when refused. */
+/** Reserves size bytes of zeroed address space that take memory only when touched; NULL when
+ * refused. */
 void *kvc__reserve(size_t size);
 /** Gives reserved space back. */
 void kvc__release(void *p, size_t size);
-/** Gives the memory of the whole OS pages inside [p, p + size) back; they read as zeros afterwards. */
+/** Gives the memory of the whole OS pages inside [p, p + size) back; they read as zeros afterwards.
+ */
 void kvc__discard(void *p, size_t size);
 
 /** Nanoseconds of a monotonic clock. */

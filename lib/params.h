@@ -23,7 +23,7 @@ struct kvc_params {
     uint32_t top_k;
     double top_p;
     double min_p;
-    kvc_allocator allocator;     /* realloc NULL: libc */
+    kvc_allocator allocator; /* realloc NULL: libc */
     kvc_log_fn log;
     void *log_user;
     uint32_t n_dir, n_entry;

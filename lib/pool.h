@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * pool.h: the model's threads. Fork and join: kvc__pool_run() hands out items and returns when all are done. */
+ * pool.h: the model's threads. Fork and join: kvc__pool_run() hands out items and returns when all
+ * are done. */
 #ifndef KVC_POOL_H
 #define KVC_POOL_H
 
@@ -19,9 +20,9 @@ int32_t kvc__pool_create(kvc__mem *mem, uint32_t n_thread, kvc__pool **out, kvc_
 void kvc__pool_destroy(kvc__pool *pool);
 /** Threads, the caller included. */
 uint32_t kvc__pool_n_thread(const kvc__pool *pool);
-/** Calls fn(arg, i, thread) for every i in [0, n), in any order, on all threads; returns when all are done and
- * their writes are visible. One caller at a time; not from inside fn. Threads spin for a short while for the next
- * run, then sleep. */
+/** Calls fn(arg, i, thread) for every i in [0, n), in any order, on all threads; returns when all
+ * are done and their writes are visible. One caller at a time; not from inside fn. Threads spin for
+ * a short while for the next run, then sleep. */
 void kvc__pool_run(kvc__pool *pool, uint32_t n, kvc__pool_fn fn, void *arg);
 
 #endif

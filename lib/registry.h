@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * registry.h: finds policies and loads their files. The one place that opens a shared object. It checks what a file
- * says of itself and never calls any of its functions but kvc_policy_entry(). */
+ * registry.h: finds policies and loads their files. The one place that opens a shared object. It
+ * checks what a file says of itself and never calls any of its functions but kvc_policy_entry(). */
 #ifndef KVC_REGISTRY_H
 #define KVC_REGISTRY_H
 
@@ -17,48 +17,50 @@ typedef const kvc_policy *(*kvc__entry_fn)(uint32_t host_abi, uint32_t index);
 /** Where to look: filled from params (params.h). Arrays belong to the caller. */
 typedef struct kvc__search {
     uint32_t n_entry;
-    const kvc__entry_fn *entry;  /* linked-in policies */
+    const kvc__entry_fn *entry; /* linked-in policies */
     uint32_t n_dir;
-    const char *const *dir;      /* added directories */
-    int use_env;                 /* KVC_POLICY_PATH */
-    int use_default;             /* the installed directory (the build tree's for the build tree) */
+    const char *const *dir; /* added directories */
+    int use_env;            /* KVC_POLICY_PATH */
+    int use_default;        /* the installed directory (the build tree's for the build tree) */
 } kvc__search;
 
-/** A loaded policy: the host's own copies of the tables (zero beyond what the policy has), never freed while its
- * library is mapped; libraries stay mapped (RTLD_NODELETE). */
+/** A loaded policy: the host's own copies of the tables (zero beyond what the policy has), never
+ * freed while its library is mapped; libraries stay mapped (RTLD_NODELETE). */
 typedef struct kvc__policy {
-    kvc_policy desc;         /* copy; .api and .param point to the copies below */
-    kvc_policy_api api;      /* copy */
-    kvc_param *param;        /* [desc.n_param] copies, param_stride sizeof(kvc_param) */
+    kvc_policy desc;    /* copy; .api and .param point to the copies below */
+    kvc_policy_api api; /* copy */
+    kvc_param *param;   /* [desc.n_param] copies, param_stride sizeof(kvc_param) */
     size_t param_bytes;
-    char *path;              /* file, "" when linked in */
+    char *path; /* file, "" when linked in */
     size_t path_bytes;
 } kvc__policy;
 
 /** Finds and loads `word` (a name, or a path when it holds '/'). Each check has its own code:
- *  KVC_E_NOT_FOUND (lists what was searched and the nearest name), KVC_E_LOAD_FILE (stat), KVC_E_LOAD_OPEN (dlopen,
- *  with dlerror's text), KVC_E_LOAD_SYMBOL, KVC_E_LOAD_ABI, KVC_E_LOAD_TABLE, KVC_E_LOAD_NAME, KVC_E_LOAD_PARAMS,
- *  KVC_E_LOAD_REQUIRES, KVC_E_NOMEM. A path's file must hold exactly one policy or the word is refused, saying how
- *  many there are. */
-int32_t kvc__registry_load(kvc__mem *mem, const kvc__search *search, const char *word, kvc__policy *out,
-                           kvc__err *err);
+ *  KVC_E_NOT_FOUND (lists what was searched and the nearest name), KVC_E_LOAD_FILE (stat),
+ * KVC_E_LOAD_OPEN (dlopen, with dlerror's text), KVC_E_LOAD_SYMBOL, KVC_E_LOAD_ABI,
+ * KVC_E_LOAD_TABLE, KVC_E_LOAD_NAME, KVC_E_LOAD_PARAMS, KVC_E_LOAD_REQUIRES, KVC_E_NOMEM. A path's
+ * file must hold exactly one policy or the word is refused, saying how many there are. */
+int32_t kvc__registry_load(kvc__mem *mem, const kvc__search *search, const char *word,
+                           kvc__policy *out, kvc__err *err);
 /** Frees the copies; a zeroed one is legal. */
 void kvc__policy_free(kvc__mem *mem, kvc__policy *p);
-/** Copies and checks one table answered by an entry function: sizes, ABI, name, parameters, requires. */
-int32_t kvc__policy_check(kvc__mem *mem, const kvc_policy *theirs, const char *path, kvc__policy *out, kvc__err *err);
+/** Copies and checks one table answered by an entry function: sizes, ABI, name, parameters,
+ * requires. */
+int32_t kvc__policy_check(kvc__mem *mem, const kvc_policy *theirs, const char *path,
+                          kvc__policy *out, kvc__err *err);
 
 /** All that can be found; broken files with their reason. */
 struct kvc_policies {
-    kvc__mem own;             /* counts; lives with the list */
+    kvc__mem own; /* counts; lives with the list */
     uint32_t n;
     uint32_t cap;
     struct kvc__listed {
-        kvc__policy policy;   /* zeroed when broken */
+        kvc__policy policy; /* zeroed when broken */
         int32_t status;
-        char *name;           /* of a broken file */
+        char *name; /* of a broken file */
         char *error;
-    } *item;
-    char *path;               /* directories searched */
+    } * item;
+    char *path; /* directories searched */
 };
 
 #endif

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * spec.h: text of a policy stack, `window:size=1024:sinks=4+quant8`, to names and typed values. Pure: no files. */
+ * spec.h: text of a policy stack, `window:size=1024:sinks=4+quant8`, to names and typed values.
+ * Pure: no files. */
 #ifndef KVC_SPEC_H
 #define KVC_SPEC_H
 
@@ -14,10 +15,10 @@
 
 /** One stage of a spec: word and its key=value pairs, as written. */
 typedef struct kvc__spec_stage {
-    char *word;        /* name, or a path when it holds '/' */
+    char *word; /* name, or a path when it holds '/' */
     uint32_t n_pair;
-    char **key;        /* [n_pair] */
-    char **value;      /* [n_pair] */
+    char **key;   /* [n_pair] */
+    char **value; /* [n_pair] */
 } kvc__spec_stage;
 
 /** A parsed spec. */
@@ -25,25 +26,26 @@ typedef struct kvc__spec {
     kvc__mem *mem;
     uint32_t n_stage;
     kvc__spec_stage stage[KVC__MAX_STAGE];
-    char *text;        /* a private copy that the pointers lead into */
+    char *text; /* a private copy that the pointers lead into */
     size_t text_bytes;
-    char **pairs;      /* memory of all key and value arrays */
+    char **pairs; /* memory of all key and value arrays */
     size_t pairs_bytes;
 } kvc__spec;
 
-/** Parses text. Stages are joined by '+', parameters follow ':' as key=value. KVC_E_SPEC with the place and what is
- * wrong (empty stage, missing '=', empty key, too many stages, a key given twice), KVC_E_NOMEM. A path may hold any
- * character but ':', '+' and ','. */
+/** Parses text. Stages are joined by '+', parameters follow ':' as key=value. KVC_E_SPEC with the
+ * place and what is wrong (empty stage, missing '=', empty key, too many stages, a key given
+ * twice), KVC_E_NOMEM. A path may hold any character but ':', '+' and ','. */
 int32_t kvc__spec_parse(kvc__mem *mem, const char *text, kvc__spec *out, kvc__err *err);
 /** Frees it; a zeroed spec is legal. */
 void kvc__spec_free(kvc__spec *spec);
 
-/** Checks a stage's pairs against the policy's table and fills value[n_param] (defaults first). KVC_E_PARAM: the
- * sentence names the policy, the key, what was given, what is allowed, and the nearest key or choice to a misspelt
- * one. String values point into the spec or the table. */
-int32_t kvc__spec_values(const kvc__spec_stage *stage, const kvc_policy *policy, kvc_value *value, kvc__err *err);
-/** Appends "name:key=value:…" with every parameter to out (at most cap bytes with the NUL). Returns the length that
- * it needs, without NUL. */
+/** Checks a stage's pairs against the policy's table and fills value[n_param] (defaults first).
+ * KVC_E_PARAM: the sentence names the policy, the key, what was given, what is allowed, and the
+ * nearest key or choice to a misspelt one. String values point into the spec or the table. */
+int32_t kvc__spec_values(const kvc__spec_stage *stage, const kvc_policy *policy, kvc_value *value,
+                         kvc__err *err);
+/** Appends "name:key=value:…" with every parameter to out (at most cap bytes with the NUL). Returns
+ * the length that it needs, without NUL. */
 size_t kvc__spec_format(const kvc_policy *policy, const kvc_value *value, char *out, size_t cap);
 /** Row i of a policy's table, by its stride. */
 const kvc_param *kvc__param_row(const kvc_policy *policy, uint32_t i);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * vocab.h: text to tokens and back. Byte-level BPE: special tokens are cut out first, the rest is split by the
- * pre-tokenizer's pattern (PCRE2), each piece is merged by rank. It knows tokens and bytes, nothing of sessions. */
+ * vocab.h: text to tokens and back. Byte-level BPE: special tokens are cut out first, the rest is
+ * split by the pre-tokenizer's pattern (PCRE2), each piece is merged by rank. It knows tokens and
+ * bytes, nothing of sessions. */
 #ifndef KVC_VOCAB_H
 #define KVC_VOCAB_H
 
@@ -12,8 +13,8 @@
 
 typedef struct kvc__vocab kvc__vocab;
 
-/** Reads tokenizer.ggml.* of g; everything kept is copied. KVC_E_FORMAT, KVC_E_UNSUPPORTED (names the tokenizer or
- * pre-tokenizer), KVC_E_NOMEM. */
+/** Reads tokenizer.ggml.* of g; everything kept is copied. KVC_E_FORMAT, KVC_E_UNSUPPORTED (names
+ * the tokenizer or pre-tokenizer), KVC_E_NOMEM. */
 int32_t kvc__vocab_create(kvc__mem *mem, const kvc__gguf *g, kvc__vocab **out, kvc__err *err);
 /** Frees it; NULL is legal. */
 void kvc__vocab_destroy(kvc__vocab *v);
@@ -25,10 +26,10 @@ int32_t kvc__vocab_eos(const kvc__vocab *v);
 int32_t kvc__vocab_eot(const kvc__vocab *v);
 
 /** As kvc_model_tokenize(). [any]: concurrent calls are allowed. */
-int32_t kvc__vocab_tokenize(const kvc__vocab *v, const char *text, size_t n, uint32_t flags, int32_t *out, size_t cap,
-                            size_t *n_out, kvc__err *err);
+int32_t kvc__vocab_tokenize(const kvc__vocab *v, const char *text, size_t n, uint32_t flags,
+                            int32_t *out, size_t cap, size_t *n_out, kvc__err *err);
 /** As kvc_model_detokenize(). [any] */
-int32_t kvc__vocab_detokenize(const kvc__vocab *v, const int32_t *token, size_t n, uint32_t flags, char *out,
-                              size_t cap, size_t *n_out, kvc__err *err);
+int32_t kvc__vocab_detokenize(const kvc__vocab *v, const int32_t *token, size_t n, uint32_t flags,
+                              char *out, size_t cap, size_t *n_out, kvc__err *err);
 
 #endif

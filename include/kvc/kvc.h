@@ -3,28 +3,30 @@
  * @file kvc.h
  * The decode loop of a transformer language model against a pluggable KV cache.
  *
- * A program opens a *model* (a GGUF file), opens *sessions* on it (one sequence each, with a stack of cache
- * policies), and loops: kvc_decode() computes tokens, kvc_session_logits() gives the result, a *sampler* picks the
- * next token.
+ * A program opens a *model* (a GGUF file), opens *sessions* on it (one sequence each, with a stack
+ * of cache policies), and loops: kvc_decode() computes tokens, kvc_session_logits() gives the
+ * result, a *sampler* picks the next token.
  *
  *     kvc_model *model = NULL;
  *     kvc_session *session = NULL;
  *     kvc_model_open("model.gguf", NULL, &model);
  *     kvc_session_open(model, "window:size=1024+quant8", NULL, &session);
  *
- * **Errors.** Functions that can fail return KVC_OK or a negative status (status.h). A sentence that names the thing
- * and what to do is kept on the handle (kvc_model_error(), kvc_session_error()); a constructor that fails leaves it
- * on the params it was given (kvc_params_error()). Nothing is kept per thread.
+ * **Errors.** Functions that can fail return KVC_OK or a negative status (status.h). A sentence
+ * that names the thing and what to do is kept on the handle (kvc_model_error(),
+ * kvc_session_error()); a constructor that fails leaves it on the params it was given
+ * (kvc_params_error()). Nothing is kept per thread.
  *
- * **Threads.** A handle may be used from any thread, by one at a time; different handles at once. A session in use
- * answers KVC_E_BUSY. Only kvc_session_cancel() may be called at any time. Calls that compute on one model wait for
- * each other, since they share its threads.
+ * **Threads.** A handle may be used from any thread, by one at a time; different handles at once. A
+ * session in use answers KVC_E_BUSY. Only kvc_session_cancel() may be called at any time. Calls
+ * that compute on one model wait for each other, since they share its threads.
  *
- * **Ownership.** Who creates destroys; every destroy accepts NULL. A model lives until its last session is closed.
- * Strings that are returned belong to the handle and are valid until the next call on it.
+ * **Ownership.** Who creates destroys; every destroy accepts NULL. A model lives until its last
+ * session is closed. Strings that are returned belong to the handle and are valid until the next
+ * call on it.
  *
- * **Reproducibility.** The logits of a token don't depend on the number of threads, on what else is computed in the
- * same call, or on how a prompt is cut into calls.
+ * **Reproducibility.** The logits of a token don't depend on the number of threads, on what else is
+ * computed in the same call, or on how a prompt is cut into calls.
  */
 #ifndef KVC_KVC_H
 #define KVC_KVC_H
@@ -61,18 +63,21 @@ KVC_API const char *kvc_status_name(int32_t status);
 KVC_API const char *kvc_status_text(int32_t status);
 /** KVC_VERSION_STRING of the library that runs. Static. */
 KVC_API const char *kvc_version(void);
-/** The kernel level in use on this machine: "scalar" or "avx512"; the environment variable KVC_CPU forces one. */
+/** The kernel level in use on this machine: "scalar" or "avx512"; the environment variable KVC_CPU
+ * forces one. */
 KVC_API const char *kvc_cpu_level(void);
 
 /* ---------------------------------------------------------------- params */
 
-/** Memory of the caller's. grows, shrinks, or (new_size 0) frees p, whose size was old_size; align is a power of two
- * up to 4096; new bytes need not be zero. NULL when there is none, p then unchanged. Called from any thread. */
+/** Memory of the caller's. grows, shrinks, or (new_size 0) frees p, whose size was old_size; align
+ * is a power of two up to 4096; new bytes need not be zero. NULL when there is none, p then
+ * unchanged. Called from any thread. */
 typedef struct kvc_allocator {
     uint32_t struct_size; /**< sizeof in the caller */
     uint32_t pad;         /**< 0 */
     void *ctx;            /**< passed back as the first argument */
-    void *(*realloc)(void *ctx, void *p, size_t old_size, size_t new_size, size_t align); /**< see above */
+    void *(*realloc)(void *ctx, void *p, size_t old_size, size_t new_size,
+                     size_t align); /**< see above */
 } kvc_allocator;
 
 /** Receives one line of log, from any thread. */
@@ -98,13 +103,15 @@ typedef void (*kvc_log_fn)(void *user, uint32_t level, const char *text);
 KVC_API int32_t kvc_params_create(kvc_params **out);
 /** Frees it; NULL is legal. What was made with it doesn't need it any more. */
 KVC_API void kvc_params_destroy(kvc_params *params);
-/** Sets an option. An unknown name or a value out of range answers KVC_E_PARAM and kvc_params_error() names it. */
+/** Sets an option. An unknown name or a value out of range answers KVC_E_PARAM and
+ * kvc_params_error() names it. */
 KVC_API int32_t kvc_params_set_i64(kvc_params *params, const char *name, int64_t value);
 /** Sets an option that has a fraction. */
 KVC_API int32_t kvc_params_set_f64(kvc_params *params, const char *name, double value);
 /** Sets an option from text; numbers are parsed. */
 KVC_API int32_t kvc_params_set_str(kvc_params *params, const char *name, const char *value);
-/** Uses the caller's memory for everything that is made with these params but the params themselves. */
+/** Uses the caller's memory for everything that is made with these params but the params
+ * themselves. */
 KVC_API int32_t kvc_params_set_allocator(kvc_params *params, const kvc_allocator *allocator);
 /** Receives the log of everything that is made with these params. NULL: silence, as by default. */
 KVC_API int32_t kvc_params_set_log(kvc_params *params, kvc_log_fn fn, void *user);
@@ -112,40 +119,45 @@ KVC_API int32_t kvc_params_set_log(kvc_params *params, kvc_log_fn fn, void *user
 KVC_API int32_t kvc_params_add_policy_dir(kvc_params *params, const char *dir);
 /** Adds policies that are linked into the program: found before any file. */
 KVC_API int32_t kvc_params_add_policy(kvc_params *params,
-                                      const kvc_policy *(*entry)(uint32_t host_abi, uint32_t index));
-/** What went wrong last with these params or a constructor that was given them; "" when nothing did. */
+                                      const kvc_policy *(*entry)(uint32_t host_abi,
+                                                                 uint32_t index));
+/** What went wrong last with these params or a constructor that was given them; "" when nothing
+ * did. */
 KVC_API const char *kvc_params_error(const kvc_params *params);
 
 /* ---------------------------------------------------------------- model */
 
 /** What a model is. */
 typedef struct kvc_model_info {
-    uint32_t struct_size; /**< set by the caller to its sizeof */
-    uint32_t n_layer;     /**< layers */
-    uint32_t n_embd;      /**< width */
-    uint32_t n_vocab;     /**< tokens in the vocabulary */
-    uint32_t n_ctx_train; /**< context it was trained for */
-    uint32_t n_head;      /**< query heads of the first layer */
-    uint32_t n_head_kv;   /**< KV heads of the first layer */
-    uint32_t head_dim;    /**< elements of a key */
-    uint32_t n_threads;   /**< threads that compute */
-    int32_t token_bos;    /**< beginning of text, or -1 */
-    int32_t token_eos;    /**< end of text, or -1 */
-    int32_t token_eot;    /**< end of a chat turn, or -1 */
-    uint64_t n_param;     /**< weights */
-    uint64_t file_bytes;  /**< size of the file */
-    const char *arch;     /**< "llama" */
-    const char *name;     /**< general.name of the file, or "" */
-    const char *weights;  /**< the most frequent weight type by bytes of the layers, "Q4_1" */
-    const char *fingerprint; /**< 32 hexadecimal digits over header, tensor table and samples of the weights */
+    uint32_t struct_size;    /**< set by the caller to its sizeof */
+    uint32_t n_layer;        /**< layers */
+    uint32_t n_embd;         /**< width */
+    uint32_t n_vocab;        /**< tokens in the vocabulary */
+    uint32_t n_ctx_train;    /**< context it was trained for */
+    uint32_t n_head;         /**< query heads of the first layer */
+    uint32_t n_head_kv;      /**< KV heads of the first layer */
+    uint32_t head_dim;       /**< elements of a key */
+    uint32_t n_threads;      /**< threads that compute */
+    int32_t token_bos;       /**< beginning of text, or -1 */
+    int32_t token_eos;       /**< end of text, or -1 */
+    int32_t token_eot;       /**< end of a chat turn, or -1 */
+    uint64_t n_param;        /**< weights */
+    uint64_t file_bytes;     /**< size of the file */
+    const char *arch;        /**< "llama" */
+    const char *name;        /**< general.name of the file, or "" */
+    const char *weights;     /**< the most frequent weight type by bytes of the layers, "Q4_1" */
+    const char *fingerprint; /**< 32 hexadecimal digits over header, tensor table and samples of the
+                                weights */
 } kvc_model_info;
 
 /** Opens a GGUF file. params may be NULL. On failure *out is NULL and the sentence is on params.
  * @return KVC_OK, KVC_E_IO, KVC_E_NOT_FOUND, KVC_E_FORMAT, KVC_E_UNSUPPORTED, KVC_E_NOMEM */
 KVC_API int32_t kvc_model_open(const char *path, kvc_params *params, kvc_model **out);
 /** The same from n bytes in memory, which are not needed after the call. */
-KVC_API int32_t kvc_model_open_memory(const void *bytes, size_t n, kvc_params *params, kvc_model **out);
-/** Gives up the caller's hold; the model is freed when its last session is closed. NULL is legal. */
+KVC_API int32_t kvc_model_open_memory(const void *bytes, size_t n, kvc_params *params,
+                                      kvc_model **out);
+/** Gives up the caller's hold; the model is freed when its last session is closed. NULL is legal.
+ */
 KVC_API void kvc_model_close(kvc_model *model);
 /** Fills out, whose struct_size is set by the caller. */
 KVC_API int32_t kvc_model_get_info(const kvc_model *model, kvc_model_info *out);
@@ -154,28 +166,33 @@ KVC_API const char *kvc_model_error(const kvc_model *model);
 
 /** Tokenizing and detokenizing flags. */
 enum {
-    KVC_TEXT_SPECIAL = 1u << 0, /**< text such as `<|im_end|>` is the special token; and such tokens are printed */
-    KVC_TEXT_BOS = 1u << 1      /**< begin with the beginning-of-text token if the model wants one */
+    KVC_TEXT_SPECIAL =
+        1u << 0, /**< text such as `<|im_end|>` is the special token; and such tokens are printed */
+    KVC_TEXT_BOS = 1u << 1 /**< begin with the beginning-of-text token if the model wants one */
 };
 
-/** Text to tokens. text is UTF-8, n bytes. Writes at most cap ids to out and their full number to *n_out;
- * out may be NULL when cap is 0.
+/** Text to tokens. text is UTF-8, n bytes. Writes at most cap ids to out and their full number to
+ * *n_out; out may be NULL when cap is 0.
  * @return KVC_OK, KVC_E_UTF8 (the sentence gives the byte), KVC_E_NOMEM */
-KVC_API int32_t kvc_model_tokenize(kvc_model *model, const char *text, size_t n, uint32_t flags, int32_t *out,
-                                   size_t cap, size_t *n_out);
-/** Tokens to bytes: writes at most cap to out and their full number to *n_out. A token may end inside a UTF-8
- * character. Special tokens give nothing unless KVC_TEXT_SPECIAL.
+KVC_API int32_t kvc_model_tokenize(kvc_model *model, const char *text, size_t n, uint32_t flags,
+                                   int32_t *out, size_t cap, size_t *n_out);
+/** Tokens to bytes: writes at most cap to out and their full number to *n_out. A token may end
+ * inside a UTF-8 character. Special tokens give nothing unless KVC_TEXT_SPECIAL.
  * @return KVC_OK, KVC_E_RANGE for an id outside the vocabulary */
-KVC_API int32_t kvc_model_detokenize(kvc_model *model, const int32_t *token, size_t n, uint32_t flags, char *out,
-                                     size_t cap, size_t *n_out);
+KVC_API int32_t kvc_model_detokenize(kvc_model *model, const int32_t *token, size_t n,
+                                     uint32_t flags, char *out, size_t cap, size_t *n_out);
 
 /* ---------------------------------------------------------------- session */
 
-/** Opens a session with a stack of policies: `full`, `window:size=1024:sinks=4+quant8`, `./my.so:x=1`. A word with
- * '/' is a path; others are searched among added policies, added directories, KVC_POLICY_PATH and the installed
- * directory. spec NULL means "full". On failure *out is NULL and the sentence is on params.
- * @return KVC_OK, KVC_E_SPEC, KVC_E_PARAM, KVC_E_NOT_FOUND, KVC_E_LOAD_…, KVC_E_CONFLICT, KVC_E_POLICY, KVC_E_NOMEM */
-KVC_API int32_t kvc_session_open(kvc_model *model, const char *spec, kvc_params *params, kvc_session **out);
+/** Opens a session with a stack of policies: `full`, `window:size=1024:sinks=4+quant8`,
+ * `./my.so:x=1`. A word with
+ * '/' is a path; others are searched among added policies, added directories, KVC_POLICY_PATH and
+ * the installed directory. spec NULL means "full". On failure *out is NULL and the sentence is on
+ * params.
+ * @return KVC_OK, KVC_E_SPEC, KVC_E_PARAM, KVC_E_NOT_FOUND, KVC_E_LOAD_…, KVC_E_CONFLICT,
+ * KVC_E_POLICY, KVC_E_NOMEM */
+KVC_API int32_t kvc_session_open(kvc_model *model, const char *spec, kvc_params *params,
+                                 kvc_session **out);
 /** Closes it. NULL is legal. Not while a call uses it. */
 KVC_API void kvc_session_close(kvc_session *session);
 
@@ -189,61 +206,65 @@ enum {
 
 /** One session's part of a decode call. */
 typedef struct kvc_run {
-    uint32_t struct_size;  /**< set by the caller to its sizeof */
-    uint32_t wants;        /**< KVC_WANT_… */
-    kvc_session *session;  /**< each session at most once a call; all of one model and one way to compute */
-    const int32_t *token;  /**< [n_token], they follow the session's tokens */
-    const uint8_t *want;   /**< [n_token] for KVC_WANT_LIST, else NULL */
-    uint32_t n_token;      /**< at least 1 */
-    uint32_t prompt_end;   /**< 1: the last token ends a prompt. Also so without it: a token whose logits are wanted
-                                and whose predecessor's were not */
-    int32_t status;        /**< out: what became of this session */
-    uint32_t n_logits;     /**< out: rows for kvc_session_logits() */
+    uint32_t struct_size; /**< set by the caller to its sizeof */
+    uint32_t wants;       /**< KVC_WANT_… */
+    kvc_session
+        *session; /**< each session at most once a call; all of one model and one way to compute */
+    const int32_t *token; /**< [n_token], they follow the session's tokens */
+    const uint8_t *want;  /**< [n_token] for KVC_WANT_LIST, else NULL */
+    uint32_t n_token;     /**< at least 1 */
+    uint32_t prompt_end;  /**< 1: the last token ends a prompt. Also so without it: a token whose
+                             logits are wanted  and whose predecessor's were not */
+    int32_t status;       /**< out: what became of this session */
+    uint32_t n_logits;    /**< out: rows for kvc_session_logits() */
 } kvc_run;
 
-/** Computes n runs together; the weights are read once for all. stride is sizeof(kvc_run) in the caller.
- * A run that fails leaves its session as before the call (or dead, KVC_E_POLICY and then KVC_E_DEAD, when a policy
- * broke); the others go on.
- * @return KVC_OK, or the first run's status that is not: KVC_E_ARG, KVC_E_RANGE (token), KVC_E_FULL, KVC_E_BUSY,
- * KVC_E_CANCELLED, KVC_E_NOMEM, KVC_E_POLICY, KVC_E_DEAD */
+/** Computes n runs together; the weights are read once for all. stride is sizeof(kvc_run) in the
+ * caller. A run that fails leaves its session as before the call (or dead, KVC_E_POLICY and then
+ * KVC_E_DEAD, when a policy broke); the others go on.
+ * @return KVC_OK, or the first run's status that is not: KVC_E_ARG, KVC_E_RANGE (token),
+ * KVC_E_FULL, KVC_E_BUSY, KVC_E_CANCELLED, KVC_E_NOMEM, KVC_E_POLICY, KVC_E_DEAD */
 KVC_API int32_t kvc_decode(kvc_run *run, uint32_t n, uint32_t stride);
 /** The same for one session and the last token's logits. */
 KVC_API int32_t kvc_session_decode(kvc_session *session, const int32_t *token, uint32_t n);
-/** Row i of the wanted logits of the last decode call, [n_vocab]; NULL when there is none. Valid until the next
- * decode, truncate or close of the session. */
+/** Row i of the wanted logits of the last decode call, [n_vocab]; NULL when there is none. Valid
+ * until the next decode, truncate or close of the session. */
 KVC_API const float *kvc_session_logits(const kvc_session *session, uint32_t i);
 /** Tokens that the session holds. */
 KVC_API uint32_t kvc_session_n_past(const kvc_session *session);
-/** Forgets the tokens from position n_past on. What the cache has lost of the rest is computed again in the next
- * decode call, and counted. 0 clears. @return KVC_OK, KVC_E_RANGE when n_past is above the present one */
+/** Forgets the tokens from position n_past on. What the cache has lost of the rest is computed
+ * again in the next decode call, and counted. 0 clears. @return KVC_OK, KVC_E_RANGE when n_past is
+ * above the present one */
 KVC_API int32_t kvc_session_truncate(kvc_session *session, uint32_t n_past);
-/** Stops the decode call that uses the session, or the next one, which then answers KVC_E_CANCELLED. [any] */
+/** Stops the decode call that uses the session, or the next one, which then answers
+ * KVC_E_CANCELLED. [any] */
 KVC_API void kvc_session_cancel(kvc_session *session);
 /** What went wrong last in a call on this session; "" when nothing did. */
 KVC_API const char *kvc_session_error(const kvc_session *session);
 
 /** Counters of a session. Bytes are counted by the library, not claimed by policies. */
 typedef struct kvc_session_stats {
-    uint32_t struct_size;      /**< set by the caller to its sizeof */
-    uint32_t n_past;           /**< tokens held */
-    uint32_t n_ctx;            /**< most it can hold */
-    uint32_t n_stage;          /**< stages of the stack */
-    uint64_t kv_bytes;         /**< all that the cache holds in memory now: the next four and the stages' own */
-    uint64_t sealed_bytes;     /**< payload of sealed pages */
-    uint64_t open_bytes;       /**< open pages */
-    uint64_t meta_bytes;       /**< page tables, masks, positions */
-    uint64_t column_bytes;     /**< columns beside the entries */
-    uint64_t stage_bytes;      /**< what policies hold by the host's allocator or accounted for */
-    uint64_t disk_bytes;       /**< bytes of files */
-    uint64_t kv_peak_bytes;    /**< the most that kv_bytes has been */
-    uint64_t n_computed;       /**< tokens computed, replayed ones included */
-    uint64_t n_replayed;       /**< tokens computed again */
-    uint64_t n_entry;          /**< live entries over all lanes */
-    uint64_t compute_ns;       /**< time in decode calls */
-    uint64_t attention_ns;     /**< of it in attention and the cache */
-    uint64_t policy_ns;        /**< of it in hooks on the clock */
-    uint32_t chunk_invariant;  /**< 1: every stage has KVC_CAP_CHUNK_INVARIANT */
-    uint32_t flags;            /**< KVC_PLAN_… of the merged plan */
+    uint32_t struct_size; /**< set by the caller to its sizeof */
+    uint32_t n_past;      /**< tokens held */
+    uint32_t n_ctx;       /**< most it can hold */
+    uint32_t n_stage;     /**< stages of the stack */
+    uint64_t
+        kv_bytes; /**< all that the cache holds in memory now: the next four and the stages' own */
+    uint64_t sealed_bytes;    /**< payload of sealed pages */
+    uint64_t open_bytes;      /**< open pages */
+    uint64_t meta_bytes;      /**< page tables, masks, positions */
+    uint64_t column_bytes;    /**< columns beside the entries */
+    uint64_t stage_bytes;     /**< what policies hold by the host's allocator or accounted for */
+    uint64_t disk_bytes;      /**< bytes of files */
+    uint64_t kv_peak_bytes;   /**< the most that kv_bytes has been */
+    uint64_t n_computed;      /**< tokens computed, replayed ones included */
+    uint64_t n_replayed;      /**< tokens computed again */
+    uint64_t n_entry;         /**< live entries over all lanes */
+    uint64_t compute_ns;      /**< time in decode calls */
+    uint64_t attention_ns;    /**< of it in attention and the cache */
+    uint64_t policy_ns;       /**< of it in hooks on the clock */
+    uint32_t chunk_invariant; /**< 1: every stage has KVC_CAP_CHUNK_INVARIANT */
+    uint32_t flags;           /**< KVC_PLAN_… of the merged plan */
 } kvc_session_stats;
 
 /** Fills out, whose struct_size is set by the caller. */
@@ -272,7 +293,8 @@ KVC_API int32_t kvc_session_get_stage(const kvc_session *session, uint32_t i, kv
 KVC_API int32_t kvc_sampler_create(kvc_params *params, kvc_sampler **out);
 /** Frees it; NULL is legal. */
 KVC_API void kvc_sampler_destroy(kvc_sampler *sampler);
-/** Picks a token. Order: top-k, temperature, top-p, min-p. Ties go to the lowest id; NaN is never picked.
+/** Picks a token. Order: top-k, temperature, top-p, min-p. Ties go to the lowest id; NaN is never
+ * picked.
  * @return the id, or a negative status: KVC_E_ARG, KVC_E_NOMEM */
 KVC_API int32_t kvc_sampler_sample(kvc_sampler *sampler, const float *logits, uint32_t n_vocab);
 
@@ -301,8 +323,10 @@ KVC_API void kvc_policies_close(kvc_policies *list);
 KVC_API uint32_t kvc_policies_count(const kvc_policies *list);
 /** Fills out for entry i; its strings live as long as the list. @return KVC_OK, KVC_E_RANGE */
 KVC_API int32_t kvc_policies_get(const kvc_policies *list, uint32_t i, kvc_policy_info *out);
-/** Row `param` of entry i's parameter table; *out lives as long as the list. @return KVC_OK, KVC_E_RANGE */
-KVC_API int32_t kvc_policies_param(const kvc_policies *list, uint32_t i, uint32_t param, const kvc_param **out);
+/** Row `param` of entry i's parameter table; *out lives as long as the list. @return KVC_OK,
+ * KVC_E_RANGE */
+KVC_API int32_t kvc_policies_param(const kvc_policies *list, uint32_t i, uint32_t param,
+                                   const kvc_param **out);
 /** The directories that were searched, ':' between them. */
 KVC_API const char *kvc_policies_path(const kvc_policies *list);
 

@@ -3,36 +3,42 @@
  * @file policy.h
  * The interface between the engine (the host) and a cache policy.
  *
- * A policy is one file that builds to one `NAME.so`. It includes this header and nothing else of kvc, links no
- * part of kvc, and exports one function, kvc_policy_entry(). It answers one or more of three questions by filling
- * a *plan* in create():
+ * A policy is one file that builds to one `NAME.so`. It includes this header and nothing else of
+ * kvc, links no part of kvc, and exports one function, kvc_policy_entry(). It answers one or more
+ * of three questions by filling a *plan* in create():
  *
- *  - **which** tokens may be attended to and which are given up: visible(), or evictions from hooks, or both;
- *  - **in what format** a full page of entries is held: plain floats, a rotation, or a codec of the policy's own;
+ *  - **which** tokens may be attended to and which are given up: visible(), or evictions from
+ * hooks, or both;
+ *  - **in what format** a full page of entries is held: plain floats, a rotation, or a codec of the
+ * policy's own;
  *  - **where** a full page lives: a tier (reserved; not in this ABI yet).
  *
- * Policies are stacked: `window+quant8` asks `window` which and `quant8` how. The engine merges the plans and
- * builds one store; stages never call each other. Every function but create() may be NULL: the store does it.
+ * Policies are stacked: `window+quant8` asks `window` which and `quant8` how. The engine merges the
+ * plans and builds one store; stages never call each other. Every function but create() may be
+ * NULL: the store does it.
  *
- * **Words.** An *entry* is the key and the value of one token in one *lane*; a lane is (layer, KV head). A *page*
- * is up to KVC_PAGE entries of one lane. The page that is being filled is *open*: its rows are plain floats of the
- * plan's open type. A full page is *sealed*: encoded by the format. A query reads its own page open and earlier
- * pages sealed, however the prompt was cut into calls.
+ * **Words.** An *entry* is the key and the value of one token in one *lane*; a lane is (layer, KV
+ * head). A *page* is up to KVC_PAGE entries of one lane. The page that is being filled is *open*:
+ * its rows are plain floats of the plan's open type. A full page is *sealed*: encoded by the
+ * format. A query reads its own page open and earlier pages sealed, however the prompt was cut into
+ * calls.
  *
- * **Clock.** Entries are given up only when the number of tokens processed is a multiple of the plan's quantum,
- * and at the end of a prompt. So the way a prompt is cut into calls can't change a result.
+ * **Clock.** Entries are given up only when the number of tokens processed is a multiple of the
+ * plan's quantum, and at the end of a prompt. So the way a prompt is cut into calls can't change a
+ * result.
  *
- * **Threads.** Each function has a tag. `[control]`: alone on the instance. `[decode]`: one at a time on the
- * instance, from any thread. `[worker]`: concurrently, for different lanes. Instances share nothing: a policy has
- * no mutable globals.
+ * **Threads.** Each function has a tag. `[control]`: alone on the instance. `[decode]`: one at a
+ * time on the instance, from any thread. `[worker]`: concurrently, for different lanes. Instances
+ * share nothing: a policy has no mutable globals.
  *
- * **Errors.** Functions return KVC_OK or a negative status of status.h and may give a sentence by host->fail().
- * KVC_E_NOMEM undoes the step and the session lives; any other failure kills the session's stack, which is then
- * only destroyed. A policy never prints, exits, aborts, or unwinds through the host.
+ * **Errors.** Functions return KVC_OK or a negative status of status.h and may give a sentence by
+ * host->fail(). KVC_E_NOMEM undoes the step and the session lives; any other failure kills the
+ * session's stack, which is then only destroyed. A policy never prints, exits, aborts, or unwinds
+ * through the host.
  *
- * **Growth.** Tables begin with their size and grow only at the end; a member beyond struct_size is absent. Arrays
- * of such tables carry a stride. While the ABI integer is 0.x-like (KVC_POLICY_ABI_MIN equals KVC_POLICY_ABI) only
- * equality is accepted.
+ * **Growth.** Tables begin with their size and grow only at the end; a member beyond struct_size is
+ * absent. Arrays of such tables carry a stride. While the ABI integer is 0.x-like
+ * (KVC_POLICY_ABI_MIN equals KVC_POLICY_ABI) only equality is accepted.
  */
 #ifndef KVC_POLICY_H
 #define KVC_POLICY_H
@@ -46,19 +52,20 @@
 extern "C" {
 #endif
 
-#define KVC_POLICY_ABI 1u     /**< what this header describes */
+#define KVC_POLICY_ABI     1u /**< what this header describes */
 #define KVC_POLICY_ABI_MIN 1u /**< the oldest ABI that a host built with this header accepts */
 
-#define KVC_PAGE 64u         /**< entries of a page */
-#define KVC_ALL UINT32_MAX   /**< every head of a layer, where a head is asked for */
-#define KVC_MAX_RANGES 8u    /**< most ranges visible() may answer */
+#define KVC_PAGE       64u        /**< entries of a page */
+#define KVC_ALL        UINT32_MAX /**< every head of a layer, where a head is asked for */
+#define KVC_MAX_RANGES 8u         /**< most ranges visible() may answer */
 
 /* ---------------------------------------------------------------- what the policy is told */
 
 /** How products and dots are computed. */
 enum {
-    KVC_COMPUTE_INT8 = 0, /**< activations and queries may be rounded to int8 in front of stored integers */
-    KVC_COMPUTE_F32 = 1   /**< every operand is float; stored integers are widened exactly */
+    KVC_COMPUTE_INT8 =
+        0, /**< activations and queries may be rounded to int8 in front of stored integers */
+    KVC_COMPUTE_F32 = 1 /**< every operand is float; stored integers are widened exactly */
 };
 
 /** Element types of plain floats. */
@@ -83,22 +90,23 @@ typedef struct kvc_layer_shape {
 
 /** What the session will hold. Valid until create() returns; copy what is needed later. */
 typedef struct kvc_shape {
-    uint32_t struct_size;         /**< sizeof in the host */
-    uint32_t n_layer;             /**< layers */
-    uint32_t n_ctx;               /**< most positions of the session */
-    uint32_t n_thread;            /**< most threads that call [worker] functions at once */
-    uint32_t compute;             /**< KVC_COMPUTE_INT8 or KVC_COMPUTE_F32 */
-    uint32_t layer_stride;        /**< bytes from one layer[] element to the next; use kvc_shape_layer() */
+    uint32_t struct_size;  /**< sizeof in the host */
+    uint32_t n_layer;      /**< layers */
+    uint32_t n_ctx;        /**< most positions of the session */
+    uint32_t n_thread;     /**< most threads that call [worker] functions at once */
+    uint32_t compute;      /**< KVC_COMPUTE_INT8 or KVC_COMPUTE_F32 */
+    uint32_t layer_stride; /**< bytes from one layer[] element to the next; use kvc_shape_layer() */
     const kvc_layer_shape *layer; /**< [n_layer], layer_stride bytes apart */
 } kvc_shape;
 
-/** The i-th layer's shape: arrays that cross are walked by their stride, never by the reader's own sizeof. */
+/** The i-th layer's shape: arrays that cross are walked by their stride, never by the reader's own
+ * sizeof. */
 #define kvc_shape_layer(shape, i)                                                                  \
-    ((const kvc_layer_shape *)(const void *)((const char *)(shape)->layer +                       \
+    ((const kvc_layer_shape *)(const void *)((const char *)(shape)->layer +                        \
                                              (size_t)(i) * (shape)->layer_stride))
 
-/** A parameter's value, one per row of the policy's parameter table, in its order; defaults are filled in.
- * This union never grows. */
+/** A parameter's value, one per row of the policy's parameter table, in its order; defaults are
+ * filled in. This union never grows. */
 typedef union kvc_value {
     int64_t i;     /**< INT, SIZE (bytes), BOOL (0 or 1), ENUM (index into the row's choices) */
     double f;      /**< FLOAT */
@@ -115,8 +123,8 @@ enum {
     KVC_PARAM_STRING = 6 /**< text without ':', '+' and ',' */
 };
 
-/** One row of the parameter table. The host parses and checks; the policy receives typed values. Rules between
- * parameters stay in create(), which answers them with KVC_E_PARAM and a sentence. */
+/** One row of the parameter table. The host parses and checks; the policy receives typed values.
+ * Rules between parameters stay in create(), which answers them with KVC_E_PARAM and a sentence. */
 typedef struct kvc_param {
     uint32_t struct_size;      /**< sizeof in the policy */
     uint32_t type;             /**< KVC_PARAM_… */
@@ -129,7 +137,8 @@ typedef struct kvc_param {
     kvc_value max;             /**< most (INT, SIZE, FLOAT) */
 } kvc_param;
 
-/* ---------------------------------------------------------------- what the host does for a policy */
+/* ---------------------------------------------------------------- what the host does for a policy
+ */
 
 /** Kinds of bytes that account() counts: what a policy holds outside realloc(). */
 enum {
@@ -144,29 +153,33 @@ enum {
     KVC_LOG_WARN = 2   /**< for every user */
 };
 
-/** Services of the host, one table per stage and session, valid from create() until destroy() returns.
- * `ctx` is passed back as the first argument. All members are set. */
+/** Services of the host, one table per stage and session, valid from create() until destroy()
+ * returns. `ctx` is passed back as the first argument. All members are set. */
 typedef struct kvc_host {
     uint32_t struct_size; /**< sizeof in the host */
     uint32_t abi;         /**< KVC_POLICY_ABI of the host */
     void *ctx;            /**< the host's; opaque */
-    /** [any] Counted allocation: grows, shrinks, or (new_size 0) frees p, whose size was old_size. align is a
-     * power of two up to 4096. New bytes are zero. NULL when there is no memory; p is then unchanged. */
+    /** [any] Counted allocation: grows, shrinks, or (new_size 0) frees p, whose size was old_size.
+     * align is a power of two up to 4096. New bytes are zero. NULL when there is no memory; p is
+     * then unchanged. */
     void *(*realloc)(void *ctx, void *p, size_t old_size, size_t new_size, size_t align);
-    /** [any] Counts bytes held elsewhere: delta is added to the stage's figure of that KVC_BYTES_ kind. */
+    /** [any] Counts bytes held elsewhere: delta is added to the stage's figure of that KVC_BYTES_
+     * kind. */
     void (*account)(void *ctx, uint32_t kind, int64_t delta);
-    /** [any] Records one sentence (copied) for the user and returns code: `return host->fail(ctx, KVC_E_PARAM, …)`. */
+    /** [any] Records one sentence (copied) for the user and returns code: `return host->fail(ctx,
+     * KVC_E_PARAM, …)`. */
     int32_t (*fail)(void *ctx, int32_t code, const char *text);
     /** [any] Passes one line to the program's log. */
     void (*log)(void *ctx, uint32_t level, const char *text);
-    /** [decode] Calls fn(arg, i) for i in [0, n) on the engine's threads and returns when all are done. Not
-     * from [worker] functions. */
+    /** [decode] Calls fn(arg, i) for i in [0, n) on the engine's threads and returns when all are
+     * done. Not from [worker] functions. */
     void (*parallel_for)(void *ctx, uint32_t n, void (*fn)(void *arg, uint32_t i), void *arg);
     /** [any] Nanoseconds of a clock that only goes forward. For figures, never for decisions. */
     uint64_t (*clock_ns)(void *ctx);
     /** [decode] The stage's own random numbers, seeded by the session, so that runs repeat. */
     uint64_t (*rand_u64)(void *ctx);
-    /** [control] A table of optional services by id: KVC_HOST_STORE, KVC_HOST_MATH. NULL when unknown. */
+    /** [control] A table of optional services by id: KVC_HOST_STORE, KVC_HOST_MATH. NULL when
+     * unknown. */
     const void *(*extension)(void *ctx, const char *id);
 } kvc_host;
 
@@ -179,7 +192,8 @@ enum {
     KVC_PHASE_DECODE = 2      /**< the last token continues generated text */
 };
 
-/** Tokens that are processed together: one call's tokens of one session, or a batch cut from them. */
+/** Tokens that are processed together: one call's tokens of one session, or a batch cut from them.
+ */
 typedef struct kvc_step {
     uint32_t struct_size; /**< sizeof in the host */
     uint32_t n;           /**< tokens */
@@ -190,23 +204,27 @@ typedef struct kvc_step {
     const int32_t *token; /**< [n] */
 } kvc_step;
 
-/** Rows of one lane, in ascending position. Floats as the engine computed them or, for keys and values, rounded to
- * the plan's open type. Observers and select() see keys and queries before a Hadamard rotation, codecs after. */
+/** Rows of one lane, in ascending position. Floats as the engine computed them or, for keys and
+ * values, rounded to the plan's open type. Observers and select() see keys and queries before a
+ * Hadamard rotation, codecs after. */
 typedef struct kvc_rows {
-    uint32_t struct_size;  /**< sizeof in the host */
-    uint32_t layer;        /**< of the lane */
-    uint32_t head;         /**< KV head of the lane */
-    uint32_t n;            /**< rows */
-    const int32_t *pos;    /**< [n] */
-    const float *k;        /**< [n, dim_k], k_stride floats apart: keys, rotated (RoPE) at their position; or NULL */
-    const float *v;        /**< [n, dim_v], v_stride floats apart; or NULL */
-    const float *k_raw;    /**< [n, dim_k], k_stride floats apart, before RoPE; NULL unless KVC_OBSERVE_K_RAW */
-    const float *q;        /**< [n, n_head / n_head_kv, dim_k], q_stride floats from row to row, heads dim_k apart,
-                                rotated, not scaled; NULL unless asked for (KVC_OBSERVE_QUERIES, select()) */
-    uint32_t k_stride;     /**< floats */
-    uint32_t v_stride;     /**< floats */
-    uint32_t q_stride;     /**< floats */
-    uint32_t pad;          /**< 0 */
+    uint32_t struct_size; /**< sizeof in the host */
+    uint32_t layer;       /**< of the lane */
+    uint32_t head;        /**< KV head of the lane */
+    uint32_t n;           /**< rows */
+    const int32_t *pos;   /**< [n] */
+    const float *k; /**< [n, dim_k], k_stride floats apart: keys, rotated (RoPE) at their position;
+                       or NULL */
+    const float *v; /**< [n, dim_v], v_stride floats apart; or NULL */
+    const float *
+        k_raw; /**< [n, dim_k], k_stride floats apart, before RoPE; NULL unless KVC_OBSERVE_K_RAW */
+    const float
+        *q; /**< [n, n_head / n_head_kv, dim_k], q_stride floats from row to row, heads dim_k apart,
+                 rotated, not scaled; NULL unless asked for (KVC_OBSERVE_QUERIES, select()) */
+    uint32_t k_stride; /**< floats */
+    uint32_t v_stride; /**< floats */
+    uint32_t q_stride; /**< floats */
+    uint32_t pad;      /**< 0 */
 } kvc_rows;
 
 /** Positions [first, end). */
@@ -226,29 +244,36 @@ typedef struct kvc_page {
 
 /* ---------------------------------------------------------------- what the policy answers */
 
-/** A page format of the policy's own. All functions are [worker]: lanes are handled side by side. The result for a
- * query never depends on n_q. Rows beyond the page's n hold finite floats of no meaning. */
+/** A page format of the policy's own. All functions are [worker]: lanes are handled side by side.
+ * The result for a query never depends on n_q. Rows beyond the page's n hold finite floats of no
+ * meaning. */
 typedef struct kvc_codec {
     uint32_t struct_size; /**< sizeof in the policy */
     uint32_t flags;       /**< KVC_CODEC_… */
     /** Bytes of an encoded page of that layer; constant, at least 1. */
     size_t (*page_bytes)(void *self, uint32_t layer);
-    /** Encodes KVC_PAGE rows of k and v (both given; strides as in the rows) into dst[page_bytes(layer)]. */
+    /** Encodes KVC_PAGE rows of k and v (both given; strides as in the rows) into
+     * dst[page_bytes(layer)]. */
     int32_t (*encode)(void *self, const kvc_rows *rows, void *dst);
-    /** Decodes into k[KVC_PAGE, dim_k] and v[KVC_PAGE, dim_v], dense. The reference path, always needed. */
+    /** Decodes into k[KVC_PAGE, dim_k] and v[KVC_PAGE, dim_v], dense. The reference path, always
+     * needed. */
     int32_t (*decode)(void *self, const kvc_page *page, float *k, float *v);
     /** Scores: s[n_q, KVC_PAGE] = q[n_q, dim_k] · keys, q scaled by the engine. NULL: by decode. */
     int32_t (*score)(void *self, const kvc_page *page, const float *q, uint32_t n_q, float *s);
-    /** Mixes: acc[n_q, dim_v] += p[n_q, KVC_PAGE] · values, entries in ascending order. NULL: by decode. */
+    /** Mixes: acc[n_q, dim_v] += p[n_q, KVC_PAGE] · values, entries in ascending order. NULL: by
+     * decode. */
     int32_t (*mix)(void *self, const kvc_page *page, const float *p, uint32_t n_q, float *acc);
-    /** KVC_CODEC_MOVABLE: copies entry `from` of page src to entry `to` of page dst, exactly, so that a lane with
-     * evicted entries can be compacted. src and dst may be the same page, then to <= from. */
-    int32_t (*move)(void *self, uint32_t layer, void *dst, uint32_t to, const void *src, uint32_t from);
+    /** KVC_CODEC_MOVABLE: copies entry `from` of page src to entry `to` of page dst, exactly, so
+     * that a lane with evicted entries can be compacted. src and dst may be the same page, then to
+     * <= from. */
+    int32_t (*move)(void *self, uint32_t layer, void *dst, uint32_t to, const void *src,
+                    uint32_t from);
 } kvc_codec;
 
 /** Codec flags. */
 enum {
-    KVC_CODEC_MOVABLE = 1u << 0 /**< entries of a page are independent of each other; move() is given */
+    KVC_CODEC_MOVABLE =
+        1u << 0 /**< entries of a page are independent of each other; move() is given */
 };
 
 /** One layer's plain format. Zeros mean: not said (f16, no rotation). */
@@ -257,8 +282,9 @@ typedef struct kvc_format {
     uint32_t type_k;      /**< KVC_TYPE_… of sealed keys */
     uint32_t type_v;      /**< KVC_TYPE_… of sealed values */
     uint32_t open_type;   /**< KVC_TYPE_… of open pages, keys and values */
-    uint32_t hadamard_k;  /**< 1: keys and queries are rotated by a Walsh-Hadamard matrix before they are stored */
-    uint32_t hadamard_v;  /**< 1: values are, and the output is rotated back */
+    uint32_t hadamard_k; /**< 1: keys and queries are rotated by a Walsh-Hadamard matrix before they
+                            are stored */
+    uint32_t hadamard_v; /**< 1: values are, and the output is rotated back */
 } kvc_format;
 
 /** The i-th layer's format in a plan. */
@@ -274,42 +300,49 @@ enum {
 
 /** Plan flags. */
 enum {
-    KVC_PLAN_EVICTS = 1u << 0,   /**< hooks call keep() or drop() */
-    KVC_PLAN_BOUNDED = 1u << 1,  /**< memory stops growing with the context */
-    KVC_PLAN_TRANSIENT = 1u << 2 /**< nothing is needed after the call that computed it: the engine gives the pages
-                                      back at the end of each call and computes from position 0 in the next */
+    KVC_PLAN_EVICTS = 1u << 0,  /**< hooks call keep() or drop() */
+    KVC_PLAN_BOUNDED = 1u << 1, /**< memory stops growing with the context */
+    KVC_PLAN_TRANSIENT =
+        1u << 2 /**< nothing is needed after the call that computed it: the engine gives the pages
+                     back at the end of each call and computes from position 0 in the next */
 };
 
 /** What the engine observes for the policy. */
 enum {
-    KVC_OBSERVE_MASS = 1u << 0,      /**< column KVC_COLUMN_MASS: the sum of attention probabilities of each entry */
-    KVC_OBSERVE_MASS_LAST = 1u << 1, /**< column KVC_COLUMN_MASS_LAST: those of the latest query alone */
-    KVC_OBSERVE_QUERIES = 1u << 2,   /**< append() gets q */
-    KVC_OBSERVE_K_RAW = 1u << 3      /**< append() gets k_raw */
+    KVC_OBSERVE_MASS =
+        1u << 0, /**< column KVC_COLUMN_MASS: the sum of attention probabilities of each entry */
+    KVC_OBSERVE_MASS_LAST =
+        1u << 1, /**< column KVC_COLUMN_MASS_LAST: those of the latest query alone */
+    KVC_OBSERVE_QUERIES = 1u << 2, /**< append() gets q */
+    KVC_OBSERVE_K_RAW = 1u << 3    /**< append() gets k_raw */
 };
 
 /** Which positions queries and keys are compared at. */
 enum {
     KVC_POSITIONS_ORIGINAL = 0, /**< the token's own */
-    KVC_POSITIONS_CACHE = 1     /**< its index among the visible ones: gaps between ranges are closed. Only for
-                                     stages that answer by visible() without evicting */
+    KVC_POSITIONS_CACHE = 1 /**< its index among the visible ones: gaps between ranges are closed.
+                               Only for stages that answer by visible() without evicting */
 };
 
 /** The plan: zeroed by the host, filled by create(). The plans of a stack are merged. */
 typedef struct kvc_plan {
-    uint32_t struct_size;   /**< sizeof in the host */
-    uint32_t answers;       /**< KVC_ANSWERS_… bits: which questions this stage answers */
-    uint32_t flags;         /**< KVC_PLAN_… bits */
-    uint32_t quantum;       /**< ticks of the clock, in tokens: 1 or a multiple of KVC_PAGE; 0: KVC_PAGE */
-    uint32_t observe;       /**< KVC_OBSERVE_… bits */
-    uint32_t n_column;      /**< f32 columns of the policy's own beside each entry, at most 8; start at 0 */
-    uint32_t positions;     /**< KVC_POSITIONS_… */
-    uint32_t format_stride; /**< bytes from one format[] element to the next; use kvc_plan_format() */
-    kvc_format *format;     /**< the host's array, [n_layer] */
+    uint32_t struct_size; /**< sizeof in the host */
+    uint32_t answers;     /**< KVC_ANSWERS_… bits: which questions this stage answers */
+    uint32_t flags;       /**< KVC_PLAN_… bits */
+    uint32_t
+        quantum; /**< ticks of the clock, in tokens: 1 or a multiple of KVC_PAGE; 0: KVC_PAGE */
+    uint32_t observe; /**< KVC_OBSERVE_… bits */
+    uint32_t
+        n_column; /**< f32 columns of the policy's own beside each entry, at most 8; start at 0 */
+    uint32_t positions; /**< KVC_POSITIONS_… */
+    uint32_t
+        format_stride;  /**< bytes from one format[] element to the next; use kvc_plan_format() */
+    kvc_format *format; /**< the host's array, [n_layer] */
     const kvc_codec *codec; /**< a page format of the policy's own, or NULL; static */
 } kvc_plan;
 
-/** What a policy says of itself. The host counts bytes on its own and never prints this as memory. */
+/** What a policy says of itself. The host counts bytes on its own and never prints this as memory.
+ */
 typedef struct kvc_claims {
     uint32_t struct_size; /**< sizeof in the host */
     uint32_t pad;         /**< 0 */
@@ -322,35 +355,41 @@ typedef struct kvc_claims {
 typedef struct kvc_policy_api {
     uint32_t struct_size; /**< sizeof in the policy */
     uint32_t pad;         /**< 0 */
-    /** [control] Makes an instance for one session: reads shape and value[] (one per row of the table), fills the
-     * plan, sets *self. After a failure destroy(*self) is called if *self was set. */
+    /** [control] Makes an instance for one session: reads shape and value[] (one per row of the
+     * table), fills the plan, sets *self. After a failure destroy(*self) is called if *self was
+     * set. */
     int32_t (*create)(const kvc_host *host, const kvc_shape *shape, const kvc_value *value,
                       kvc_plan *plan, void **self);
     /** [control] Frees the instance; legal after any failure. */
     void (*destroy)(void *self);
-    /** Which: the positions that the query at `pos` of that layer may attend to. Writes at most cap (at least
-     * KVC_MAX_RANGES) ascending, disjoint ranges below pos + 1 and returns their number. Pure: depends on (layer,
-     * pos) alone; as pos grows, a range's first position never falls. The query's own position is always visible.
-     * Entries that no later query can see are freed by the store. [worker] */
+    /** Which: the positions that the query at `pos` of that layer may attend to. Writes at most cap
+     * (at least KVC_MAX_RANGES) ascending, disjoint ranges below pos + 1 and returns their number.
+     * Pure: depends on (layer, pos) alone; as pos grows, a range's first position never falls. The
+     * query's own position is always visible. Entries that no later query can see are freed by the
+     * store. [worker] */
     uint32_t (*visible)(void *self, uint32_t layer, int32_t pos, kvc_range *out, uint32_t cap);
-    /** [decode] A batch is about to be computed. May lower *from (the first position to compute, on entry
-     * step->pos): the store forgets what lies at and above it and the engine computes it again. Called once per
-     * call, not for what it caused to be computed again. */
+    /** [decode] A batch is about to be computed. May lower *from (the first position to compute, on
+     * entry step->pos): the store forgets what lies at and above it and the engine computes it
+     * again. Called once per call, not for what it caused to be computed again. */
     int32_t (*begin)(void *self, const kvc_step *step, int32_t *from);
-    /** [worker] An observer: rows were appended to a lane by the store; k, v as stored, queries and raw keys if
-     * asked for. All rows lie in one page and end at or before a tick. */
+    /** [worker] An observer: rows were appended to a lane by the store; k, v as stored, queries and
+     * raw keys if asked for. All rows lie in one page and end at or before a tick. */
     int32_t (*append)(void *self, const kvc_rows *rows);
-    /** [worker] Which pages one query reads: rows->n is 1, k and v NULL. page is a bit set of n_page sealed pages of
-     * the lane in store order, all set; clear those to skip. The open page is always read. */
+    /** [worker] Which pages one query reads: rows->n is 1, k and v NULL. page is a bit set of
+     * n_page sealed pages of the lane in store order, all set; clear those to skip. The open page
+     * is always read. */
     int32_t (*select)(void *self, const kvc_rows *query, uint64_t *page, uint32_t n_page);
-    /** [decode] A tick, inside that layer: may evict in this layer only. step holds the tokens up to the tick. */
+    /** [decode] A tick, inside that layer: may evict in this layer only. step holds the tokens up
+     * to the tick. */
     int32_t (*page_end)(void *self, const kvc_step *step, uint32_t layer);
-    /** [decode] A tick, after all layers: may evict anywhere. The engine cuts calls at the ticks for it. */
+    /** [decode] A tick, after all layers: may evict anywhere. The engine cuts calls at the ticks
+     * for it. */
     int32_t (*end)(void *self, const kvc_step *step);
-    /** [control] The highest position <= pos that this stage can return to; a pure query. NULL: pos, or 0 for a
-     * stage that evicts. */
+    /** [control] The highest position <= pos that this stage can return to; a pure query. NULL:
+     * pos, or 0 for a stage that evicts. */
     int32_t (*rewind)(void *self, int32_t pos);
-    /** [control] Go back to pos, an answer of rewind(); 0 clears. The store has done its part already. */
+    /** [control] Go back to pos, an answer of rewind(); 0 clears. The store has done its part
+     * already. */
     int32_t (*truncate)(void *self, int32_t pos);
     /** [control] Figures of the policy's own, zeroed by the host. */
     int32_t (*stats)(void *self, kvc_claims *out);
@@ -358,8 +397,9 @@ typedef struct kvc_policy_api {
 
 /** Capabilities; unknown bits are ignored by an older host. */
 enum {
-    KVC_CAP_CHUNK_INVARIANT = 1u << 0, /**< results don't depend on how a prompt is cut into calls */
-    KVC_CAP_LOSSLESS = 1u << 1         /**< results equal those of the plain open type bit for bit */
+    KVC_CAP_CHUNK_INVARIANT =
+        1u << 0,               /**< results don't depend on how a prompt is cut into calls */
+    KVC_CAP_LOSSLESS = 1u << 1 /**< results equal those of the plain open type bit for bit */
 };
 
 /** A policy: static data, answered by kvc_policy_entry(). */
@@ -380,8 +420,8 @@ typedef struct kvc_policy {
     const kvc_policy_api *api; /**< its functions */
 } kvc_policy;
 
-/** The one symbol a policy exports. Answers the index-th policy of the file (0, 1, …) for a host of that ABI, NULL
- * past the last. Pure: no allocation, no threads, the same answer every time. */
+/** The one symbol a policy exports. Answers the index-th policy of the file (0, 1, …) for a host of
+ * that ABI, NULL past the last. Pure: no allocation, no threads, the same answer every time. */
 const kvc_policy *kvc_policy_entry(uint32_t host_abi, uint32_t index);
 
 /** Put before the definition of kvc_policy_entry(): makes it visible. */
@@ -394,7 +434,7 @@ const kvc_policy *kvc_policy_entry(uint32_t host_abi, uint32_t index);
 /* ---------------------------------------------------------------- extensions of the host */
 
 #define KVC_HOST_STORE "kvc.host.store/1" /**< id of kvc_host_store */
-#define KVC_HOST_MATH "kvc.host.math/1"   /**< id of kvc_host_math */
+#define KVC_HOST_MATH  "kvc.host.math/1"  /**< id of kvc_host_math */
 
 /** Columns that the engine fills; a policy's own are 0 to n_column - 1. */
 enum {
@@ -402,38 +442,42 @@ enum {
     KVC_COLUMN_MASS_LAST = 1001 /**< with KVC_OBSERVE_MASS_LAST */
 };
 
-/** The session's one store. Live entries of a lane are numbered 0 … count - 1 in ascending position; the open
- * page's come last. `ctx` is host->ctx. Reading is allowed in [decode] and [worker] functions (a worker only in its
- * own lane); keep() and drop() only in page_end() (that layer) and end(). Numbers move after them. */
+/** The session's one store. Live entries of a lane are numbered 0 … count - 1 in ascending
+ * position; the open page's come last. `ctx` is host->ctx. Reading is allowed in [decode] and
+ * [worker] functions (a worker only in its own lane); keep() and drop() only in page_end() (that
+ * layer) and end(). Numbers move after them. */
 typedef struct kvc_host_store {
     uint32_t struct_size; /**< sizeof in the host */
     uint32_t pad;         /**< 0 */
     /** Live entries of a lane. */
     uint32_t (*count)(void *ctx, uint32_t layer, uint32_t head);
     /** Positions of live entries [first, first + n) into out. */
-    int32_t (*pos)(void *ctx, uint32_t layer, uint32_t head, uint32_t first, uint32_t n, int32_t *out);
+    int32_t (*pos)(void *ctx, uint32_t layer, uint32_t head, uint32_t first, uint32_t n,
+                   int32_t *out);
     /** Reads column col of live entries [first, first + n) into out. */
-    int32_t (*get)(void *ctx, uint32_t layer, uint32_t head, uint32_t col, uint32_t first, uint32_t n,
-                   float *out);
+    int32_t (*get)(void *ctx, uint32_t layer, uint32_t head, uint32_t col, uint32_t first,
+                   uint32_t n, float *out);
     /** Writes it. Values move with their entries. */
-    int32_t (*set)(void *ctx, uint32_t layer, uint32_t head, uint32_t col, uint32_t first, uint32_t n,
-                   const float *in);
-    /** Evicts all entries of a lane but the n given by ascending number. head KVC_ALL: the same numbers in every
-     * head of the layer. */
+    int32_t (*set)(void *ctx, uint32_t layer, uint32_t head, uint32_t col, uint32_t first,
+                   uint32_t n, const float *in);
+    /** Evicts all entries of a lane but the n given by ascending number. head KVC_ALL: the same
+     * numbers in every head of the layer. */
     int32_t (*keep)(void *ctx, uint32_t layer, uint32_t head, const uint32_t *index, uint32_t n);
     /** Evicts the entries at positions [first, end). head may be KVC_ALL. */
     int32_t (*drop)(void *ctx, uint32_t layer, uint32_t head, int32_t first, int32_t end);
-    /** Decodes live entries [first, first + n) into k[n, dim_k] and v[n, dim_v], as stored (after a Hadamard
-     * rotation); either may be NULL. */
+    /** Decodes live entries [first, first + n) into k[n, dim_k] and v[n, dim_v], as stored (after a
+     * Hadamard rotation); either may be NULL. */
     int32_t (*read)(void *ctx, uint32_t layer, uint32_t head, uint32_t first, uint32_t n, float *k,
                     float *v);
-    /** Bytes that one sealed entry takes in that layer, both halves: page bytes / KVC_PAGE, rounded up. */
+    /** Bytes that one sealed entry takes in that layer, both halves: page bytes / KVC_PAGE, rounded
+     * up. */
     size_t (*entry_bytes)(void *ctx, uint32_t layer);
 } kvc_host_store;
 
-/** The engine's own kernels for packed pages, at the speed of the machine and bit-equal at every level. `ctx` is
- * host->ctx. i8: 64 rows as int8 with one f16 scale per row (absolute maximum / 127). Keys are interleaved for dot
- * products, so packed bytes are opaque; a row can be moved exactly. dim is a multiple of 4, at most 1024. [any] */
+/** The engine's own kernels for packed pages, at the speed of the machine and bit-equal at every
+ * level. `ctx` is host->ctx. i8: 64 rows as int8 with one f16 scale per row (absolute maximum /
+ * 127). Keys are interleaved for dot products, so packed bytes are opaque; a row can be moved
+ * exactly. dim is a multiple of 4, at most 1024. [any] */
 typedef struct kvc_host_math {
     uint32_t struct_size; /**< sizeof in the host */
     uint32_t pad;         /**< 0 */
@@ -447,14 +491,19 @@ typedef struct kvc_host_math {
     void (*i8_unpack_k)(void *ctx, const void *src, uint32_t dim, float *out);
     /** Unpacks values to out[KVC_PAGE, dim]. */
     void (*i8_unpack_v)(void *ctx, const void *src, uint32_t dim, float *out);
-    /** s[n_q, KVC_PAGE] = q[n_q, dim] · keys. Under KVC_COMPUTE_INT8 the query is rounded to int8 in front. */
-    void (*i8_score)(void *ctx, const void *src, uint32_t dim, const float *q, uint32_t n_q, float *s);
+    /** s[n_q, KVC_PAGE] = q[n_q, dim] · keys. Under KVC_COMPUTE_INT8 the query is rounded to int8
+     * in front. */
+    void (*i8_score)(void *ctx, const void *src, uint32_t dim, const float *q, uint32_t n_q,
+                     float *s);
     /** acc[n_q, dim] += p[n_q, KVC_PAGE] · values. */
-    void (*i8_mix)(void *ctx, const void *src, uint32_t dim, const float *p, uint32_t n_q, float *acc);
+    void (*i8_mix)(void *ctx, const void *src, uint32_t dim, const float *p, uint32_t n_q,
+                   float *acc);
     /** Copies packed key row `from` of src to row `to` of dst. */
-    void (*i8_move_k)(void *ctx, uint32_t dim, void *dst, uint32_t to, const void *src, uint32_t from);
+    void (*i8_move_k)(void *ctx, uint32_t dim, void *dst, uint32_t to, const void *src,
+                      uint32_t from);
     /** Copies a packed value row. */
-    void (*i8_move_v)(void *ctx, uint32_t dim, void *dst, uint32_t to, const void *src, uint32_t from);
+    void (*i8_move_v)(void *ctx, uint32_t dim, void *dst, uint32_t to, const void *src,
+                      uint32_t from);
 } kvc_host_math;
 
 #ifdef __cplusplus

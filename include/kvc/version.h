@@ -6,9 +6,10 @@
 #ifndef KVC_VERSION_H
 #define KVC_VERSION_H
 
-#define KVC_VERSION_MAJOR 0       /**< raised by a breaking change once it is above 0 */
-#define KVC_VERSION_MINOR 1       /**< raised by a breaking change while major is 0, else by an addition */
-#define KVC_VERSION_PATCH 0       /**< raised by a fix */
+#define KVC_VERSION_MAJOR 0 /**< raised by a breaking change once it is above 0 */
+#define KVC_VERSION_MINOR                                                                          \
+    1 /**< raised by a breaking change while major is 0, else by an addition */
+#define KVC_VERSION_PATCH  0       /**< raised by a fix */
 #define KVC_VERSION_STRING "0.1.0" /**< the three above as text */
 
 #endif
