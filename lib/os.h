@@ -36,5 +36,7 @@ uint64_t kvc__clock_ns(void);
 uint32_t kvc__n_core(void);
 /** An environment variable, NULL when unset or when the process runs with raised privileges. */
 const char *kvc__env(const char *name);
+/** Tells the core that this thread spins. */
+void kvc__pause(void);
 
 #endif

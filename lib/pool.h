@@ -14,7 +14,13 @@ typedef struct kvc__pool kvc__pool;
 /** One item of work. thread is below the pool's thread count and names scratch of its own. */
 typedef void (*kvc__pool_fn)(void *arg, uint32_t item, uint32_t thread);
 
-/** Starts n_thread - 1 threads (the caller is the first). KVC_E_NOMEM when one can't be started. */
+enum {
+    KVC__POOL_MAX = 256 /* most threads of a pool */
+};
+
+/** Starts n_thread - 1 threads (the caller is the first); n_thread is brought into
+ * [1, KVC__POOL_MAX]. KVC_E_NOMEM when one can't be started. The threads are the process's own: a
+ * child made by fork() has none and must not use the pool, its parent goes on. */
 int32_t kvc__pool_create(kvc__mem *mem, uint32_t n_thread, kvc__pool **out, kvc__err *err);
 /** Joins the threads; NULL is legal. */
 void kvc__pool_destroy(kvc__pool *pool);

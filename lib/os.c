@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: MIT
+ * os.c: what differs between operating systems, here Linux: read-only maps of files, reserved
+ * address space, the clock, how many cores there are. The one place besides cpu.c with platform
+ * conditions. It must not know what is in a file or who uses the space. */
+#define _GNU_SOURCE /* sched_getaffinity, MAP_ANONYMOUS, madvise */
+#include "os.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+/* ---------------------------------------------------------------- files */
+
+static int32_t fail_errno(kvc__err *err, const char *what, const char *path) {
+    int code = errno;
+    char buffer[128];
+    const char *text = strerror_r(code, buffer, sizeof(buffer));
+    if (code == ENOENT || code == ENOTDIR) {
+        return kvc__fail(err, KVC_E_NOT_FOUND, "%s: no such file; check the path", path);
+    }
+    return kvc__fail(err, KVC_E_IO, "%s: can't %s the file: %s", path, what, text);
+}
+
+/* Maps the open file. The map stays valid when fd is closed. A file that another process cuts
+ * short while it is mapped kills this one by SIGBUS, as with every map. */
+static int32_t map_fd(int fd, const char *path, kvc__map *out, kvc__err *err) {
+    struct stat st;
+    if (fstat(fd, &st) != 0) {
+        return fail_errno(err, "examine", path);
+    }
+    if (!S_ISREG(st.st_mode)) {
+        return kvc__fail(err, KVC_E_FORMAT, "%s: not a regular file; give the path of a file",
+                         path);
+    }
+    if (st.st_size <= 0) {
+        return kvc__fail(err, KVC_E_FORMAT, "%s: the file is empty; fetch it again", path);
+    }
+    if ((uintmax_t)st.st_size > PTRDIFF_MAX) {
+        return kvc__fail(err, KVC_E_IO, "%s: the file is larger than the address space", path);
+    }
+    size_t size = (size_t)st.st_size;
+    void *data = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (data == MAP_FAILED) {
+        return fail_errno(err, "map", path);
+    }
+    out->data = data;
+    out->size = size;
+    return KVC_OK;
+}
+
+int32_t kvc__map_file(const char *path, kvc__map *out, kvc__err *err) {
+    out->data = NULL;
+    out->size = 0;
+    /* O_NONBLOCK: opening a pipe that nobody writes to must not hang. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    if (fd < 0) {
+        return fail_errno(err, "open", path);
+    }
+    int32_t rc = map_fd(fd, path, out, err);
+    close(fd);
+    return rc;
+}
+
+void kvc__unmap(kvc__map *map) {
+    if (map->data) {
+        munmap((void *)(uintptr_t)map->data, map->size);
+    }
+    map->data = NULL;
+    map->size = 0;
+}
+
+/* ---------------------------------------------------------------- address space */
+
+void *kvc__reserve(size_t size) {
+    if (size == 0) {
+        return NULL;
+    }
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+void kvc__release(void *p, size_t size) {
+    if (p) {
+        munmap(p, size);
+    }
+}
+
+void kvc__discard(void *p, size_t size) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t head = (page - (uintptr_t)p % page) % page;
+    if (!p || size < head + page) {
+        return;
+    }
+    size_t whole = (size - head) / page * page;
+    madvise((char *)p + head, whole, MADV_DONTNEED);
+}
+
+/* ---------------------------------------------------------------- clock, cores, environment */
+
+uint64_t kvc__clock_ns(void) {
+    struct timespec t = {0, 0};
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* Cores of the affinity mask; those that are online when the mask is larger than cpu_set_t. */
+static uint32_t affinity_cores(void) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    long n = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set)
+                                                          : sysconf(_SC_NPROCESSORS_ONLN);
+    return n < 1 ? 1 : (uint32_t)n;
+}
+
+/* Cores that the quota of one group allows, rounded up; UINT32_MAX when it has none. */
+static uint32_t group_cores(const char *group) {
+    char path[1100];
+    unsigned long long quota = 0;
+    unsigned long long period = 0;
+    if ((size_t)snprintf(path, sizeof(path), "/sys/fs/cgroup%s/cpu.max", group) >= sizeof(path)) {
+        return UINT32_MAX;
+    }
+    FILE *f = fopen(path, "re");
+    if (!f) {
+        return UINT32_MAX;
+    }
+    int n = fscanf(f, "%20llu %20llu", &quota, &period);
+    fclose(f);
+    if (n != 2 || quota == 0 || period == 0) {
+        return UINT32_MAX;
+    }
+    unsigned long long cores = (quota - 1) / period + 1;
+    return cores < UINT32_MAX ? (uint32_t)cores : UINT32_MAX;
+}
+
+/* The least quota of the process's group and of those above it (cgroup v2; a quota of version 1 is
+ * not seen). */
+static uint32_t quota_cores(void) {
+    char line[1024];
+    uint32_t least = UINT32_MAX;
+    FILE *f = fopen("/proc/self/cgroup", "re");
+    while (f && fgets(line, sizeof(line), f)) {
+        if (strncmp(line, "0::/", 4) != 0) {
+            continue;
+        }
+        char *group = line + 3;
+        group[strcspn(group, "\n")] = '\0';
+        for (char *slash = group; slash; *slash = '\0') {
+            uint32_t cores = group_cores(group);
+            least = cores < least ? cores : least;
+            slash = strrchr(group, '/');
+            if (!slash) {
+                break;
+            }
+        }
+    }
+    if (f) {
+        fclose(f);
+    }
+    return least;
+}
+
+uint32_t kvc__n_core(void) {
+    uint32_t cores = affinity_cores();
+    uint32_t quota = quota_cores();
+    return quota < cores ? quota : cores;
+}
+
+const char *kvc__env(const char *name) {
+    return getauxval(AT_SECURE) ? NULL : getenv(name);
+}
+
+void kvc__pause(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("isb" ::: "memory");
+#endif
+}

@@ -1,0 +1,266 @@
+/* SPDX-License-Identifier: MIT
+ * pool.c: the model's threads. The forward pass calls it some hundred times a token, so a run costs
+ * about a microsecond while the threads spin. Which thread computes an item is left to chance:
+ * results must not depend on it. It must not know what an item is. */
+#include "pool.h"
+
+#include "cpu.h"
+#include "os.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdalign.h>
+#include <stdatomic.h>
+
+/* How a run works. `ticket` holds the run's number above and the next item below. A thread takes an
+ * item by compare-and-swap on both, so one that comes late can't take an item of a later run by
+ * mistake, and the caller waits for items, not for threads: a thread that the system doesn't
+ * schedule holds nobody up. Between runs the ticket is closed (its item is the largest number), and
+ * only then fn, arg and n change. */
+enum {
+    SPIN_NS = 50000, /* how long a thread waits for work before it sleeps or yields */
+    SPIN_BATCH = 32  /* looks at the ticket between looks at the clock */
+};
+static const uint64_t CLOSED = UINT32_MAX;
+
+/* One started thread. */
+typedef struct worker {
+    pthread_t handle;
+    struct kvc__pool *pool;
+    uint32_t thread;
+} worker;
+
+struct kvc__pool {
+    kvc__mem *mem;
+    worker *worker;    /* [n_thread - 1] */
+    uint32_t n_thread; /* with the caller */
+    uint32_t n_started;
+    bool crowded; /* more threads than cores: spinning keeps others from working */
+    pthread_mutex_t mutex;
+    pthread_cond_t wake;
+
+    /* Each line below is written by other threads than the ones before it. */
+    alignas(64) _Atomic uint64_t ticket;
+    _Atomic(kvc__pool_fn) fn;
+    _Atomic(void *) arg;
+    _Atomic uint32_t n;
+    alignas(64) _Atomic uint32_t n_done; /* items of the present run */
+    alignas(64) _Atomic uint32_t n_asleep;
+    atomic_bool stop;
+};
+
+static uint64_t run_of(uint64_t ticket) {
+    return ticket >> 32;
+}
+
+/* Works until no item is left; returns the run of the ticket last seen. A thread that has taken an
+ * item and not yet counted it can't meet a later run here, since its own isn't over. fn, arg and n
+ * may be read while they change, but then the ticket has been closed before and the swap fails:
+ * that is what their acquire loads are for. */
+static uint64_t take_items(kvc__pool *pool, uint32_t thread) {
+    uint32_t n_mine = 0;
+    uint64_t ticket = atomic_load_explicit(&pool->ticket, memory_order_acquire);
+    for (;;) {
+        uint32_t item = (uint32_t)ticket;
+        kvc__pool_fn fn = atomic_load_explicit(&pool->fn, memory_order_acquire);
+        void *arg = atomic_load_explicit(&pool->arg, memory_order_acquire);
+        if (item >= atomic_load_explicit(&pool->n, memory_order_acquire)) {
+            break;
+        }
+        if (atomic_compare_exchange_weak_explicit(&pool->ticket, &ticket, ticket + 1,
+                                                  memory_order_acq_rel, memory_order_acquire)) {
+            fn(arg, item, thread);
+            n_mine++;
+            ticket = atomic_load_explicit(&pool->ticket, memory_order_acquire);
+        }
+    }
+    if (n_mine > 0) {
+        atomic_fetch_add_explicit(&pool->n_done, n_mine, memory_order_release);
+    }
+    return run_of(ticket);
+}
+
+/* True when there is something to do for a thread that has seen run `seen`. Sequentially consistent
+ * for the sake of sleep_until_work(). */
+static bool has_work(kvc__pool *pool, uint64_t seen) {
+    return run_of(atomic_load(&pool->ticket)) != seen || atomic_load(&pool->stop);
+}
+
+/* Spins for a bounded time; false when that was in vain. */
+static bool spin_until_work(kvc__pool *pool, uint64_t seen) {
+    uint64_t start = kvc__clock_ns();
+    do {
+        for (int i = 0; i < SPIN_BATCH; i++) {
+            if (has_work(pool, seen)) {
+                return true;
+            }
+            kvc__pause();
+        }
+        if (pool->crowded) {
+            sched_yield();
+        }
+    } while (kvc__clock_ns() - start < SPIN_NS);
+    return false;
+}
+
+/* The sleeper first counts itself, then looks at the ticket; open_run() first changes the ticket,
+ * then looks at the count. In the one order that all threads agree on, one of the two sees the
+ * other, so no wake-up is lost. */
+static void sleep_until_work(kvc__pool *pool, uint64_t seen) {
+    pthread_mutex_lock(&pool->mutex);
+    atomic_fetch_add(&pool->n_asleep, 1);
+    while (!has_work(pool, seen)) {
+        pthread_cond_wait(&pool->wake, &pool->mutex);
+    }
+    atomic_fetch_sub(&pool->n_asleep, 1);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+static void *worker_main(void *arg) {
+    worker *w = arg;
+    kvc__pool *pool = w->pool;
+    uint64_t seen = 0;
+    (void)kvc__fp_enter();
+    for (;;) {
+        if (!spin_until_work(pool, seen)) {
+            sleep_until_work(pool, seen);
+        }
+        if (atomic_load(&pool->stop)) {
+            return NULL;
+        }
+        seen = take_items(pool, w->thread);
+    }
+}
+
+static void wake_all(kvc__pool *pool) {
+    pthread_mutex_lock(&pool->mutex);
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+static void open_run(kvc__pool *pool, uint32_t n, kvc__pool_fn fn, void *arg) {
+    uint64_t run = run_of(atomic_load_explicit(&pool->ticket, memory_order_relaxed));
+    atomic_store_explicit(&pool->ticket, run << 32 | CLOSED, memory_order_relaxed);
+    atomic_store_explicit(&pool->n_done, 0, memory_order_relaxed);
+    atomic_store_explicit(&pool->fn, fn, memory_order_release);
+    atomic_store_explicit(&pool->arg, arg, memory_order_release);
+    atomic_store_explicit(&pool->n, n, memory_order_release);
+    atomic_store(&pool->ticket, (run + 1) << 32);
+    if (atomic_load(&pool->n_asleep) > 0) {
+        wake_all(pool);
+    }
+}
+
+void kvc__pool_run(kvc__pool *pool, uint32_t n, kvc__pool_fn fn, void *arg) {
+    if (n <= 1 || pool->n_thread == 1) {
+        for (uint32_t i = 0; i < n; i++) {
+            fn(arg, i, 0);
+        }
+        return;
+    }
+    open_run(pool, n, fn, arg);
+    take_items(pool, 0);
+    uint64_t start = 0;
+    for (uint32_t look = 1; atomic_load_explicit(&pool->n_done, memory_order_acquire) != n;
+         look++) {
+        kvc__pause();
+        if (look % SPIN_BATCH != 0) {
+            continue;
+        }
+        uint64_t now = kvc__clock_ns();
+        start = start ? start : now;
+        if (pool->crowded || now - start > SPIN_NS) {
+            sched_yield();
+        }
+    }
+}
+
+/* Starts the threads with signals blocked, so that the program's handlers run on its own threads.
+ * Those that a fault raises stay open: blocked, they would end the process without a handler. */
+static int32_t start_workers(kvc__pool *pool, kvc__err *err) {
+    static const int fault[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT};
+    sigset_t all;
+    sigset_t before;
+    int failed = 0;
+    sigfillset(&all);
+    for (size_t i = 0; i < sizeof(fault) / sizeof(fault[0]); i++) {
+        sigdelset(&all, fault[i]);
+    }
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    while (!failed && pool->n_started + 1 < pool->n_thread) {
+        worker *w = &pool->worker[pool->n_started];
+        w->pool = pool;
+        w->thread = pool->n_started + 1;
+        failed = pthread_create(&w->handle, NULL, worker_main, w);
+        pool->n_started += failed ? 0 : 1;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (failed) {
+        return kvc__fail(err, KVC_E_NOMEM,
+                         "thread %u of %u can't be started; ask for fewer with n_threads",
+                         pool->n_started + 2, pool->n_thread);
+    }
+    return KVC_OK;
+}
+
+/* Sets up all but the threads; on failure nothing is held. */
+static int32_t create_idle(kvc__mem *mem, uint32_t n_thread, kvc__pool **out, kvc__err *err) {
+    kvc__pool *pool = kvc__alloc(mem, sizeof(*pool));
+    worker *workers = n_thread > 1 ? kvc__alloc_n(mem, n_thread - 1, sizeof(*workers)) : NULL;
+    if (!pool || (n_thread > 1 && !workers)) {
+        goto nomem;
+    }
+    if (pthread_mutex_init(&pool->mutex, NULL) != 0) {
+        goto nomem;
+    }
+    if (pthread_cond_init(&pool->wake, NULL) != 0) {
+        pthread_mutex_destroy(&pool->mutex);
+        goto nomem;
+    }
+    pool->mem = mem;
+    pool->worker = workers;
+    pool->n_thread = n_thread;
+    pool->crowded = n_thread > kvc__n_core();
+    atomic_init(&pool->ticket, CLOSED);
+    *out = pool;
+    return KVC_OK;
+nomem:
+    kvc__free(mem, workers, (n_thread - 1) * sizeof(*workers));
+    kvc__free(mem, pool, sizeof(*pool));
+    return kvc__fail(err, KVC_E_NOMEM, "out of memory for a pool of %u threads", n_thread);
+}
+
+int32_t kvc__pool_create(kvc__mem *mem, uint32_t n_thread, kvc__pool **out, kvc__err *err) {
+    n_thread = n_thread < 1 ? 1 : n_thread > KVC__POOL_MAX ? KVC__POOL_MAX : n_thread;
+    *out = NULL;
+    kvc__pool *pool = NULL;
+    KVC_TRY(create_idle(mem, n_thread, &pool, err));
+    int32_t rc = start_workers(pool, err);
+    if (rc < 0) {
+        kvc__pool_destroy(pool);
+        return rc;
+    }
+    *out = pool;
+    return KVC_OK;
+}
+
+void kvc__pool_destroy(kvc__pool *pool) {
+    if (!pool) {
+        return;
+    }
+    atomic_store(&pool->stop, true);
+    wake_all(pool);
+    for (uint32_t i = 0; i < pool->n_started; i++) {
+        pthread_join(pool->worker[i].handle, NULL);
+    }
+    pthread_cond_destroy(&pool->wake);
+    pthread_mutex_destroy(&pool->mutex);
+    kvc__mem *mem = pool->mem;
+    kvc__free(mem, pool->worker, (pool->n_thread - 1) * sizeof(*pool->worker));
+    kvc__free(mem, pool, sizeof(*pool));
+}
+
+uint32_t kvc__pool_n_thread(const kvc__pool *pool) {
+    return pool->n_thread;
+}
