@@ -63,4 +63,11 @@ struct kvc_policies {
     char *path; /* directories searched */
 };
 
+/** Fills a zeroed list (its own memory prepared) with all that the search finds: loadable ones in
+ * order of name, then broken files and shadowed policies with their reason. Only KVC_E_NOMEM stops
+ * it; what was listed by then is freed by kvc__registry_unlist(). */
+int32_t kvc__registry_list(const kvc__search *search, struct kvc_policies *list, kvc__err *err);
+/** Frees what the list holds, not the list. */
+void kvc__registry_unlist(struct kvc_policies *list);
+
 #endif

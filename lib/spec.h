@@ -49,5 +49,8 @@ int32_t kvc__spec_values(const kvc__spec_stage *stage, const kvc_policy *policy,
 size_t kvc__spec_format(const kvc_policy *policy, const kvc_value *value, char *out, size_t cap);
 /** Row i of a policy's table, by its stride. */
 const kvc_param *kvc__param_row(const kvc_policy *policy, uint32_t i);
+/** Edits (insert, delete, replace a character) from a to b; UINT32_MAX when they are too different
+ * for one to be a misspelling of the other. */
+uint32_t kvc__text_distance(const char *a, const char *b);
 
 #endif
