@@ -60,6 +60,10 @@ typedef struct kvc__str {
     size_t n;
 } kvc__str;
 
+/** Copies s to out (cap bytes, at least 1) as text that can be shown: cut at a character, control
+ * characters and malformed UTF-8 as '?', terminated. Returns out. */
+char *kvc__str_text(kvc__str s, char *out, size_t cap);
+
 /** One key with its value. */
 typedef struct kvc__gguf_kv {
     kvc__str key;
@@ -94,7 +98,8 @@ typedef struct kvc__gguf {
 } kvc__gguf;
 
 /** Parses size bytes at base. KVC_E_FORMAT with the place and the reason, KVC_E_UNSUPPORTED
- * (version, byte order), KVC_E_NOMEM. On failure out is zeroed and owns nothing. */
+ * (version, byte order, arrays of arrays), KVC_E_NOMEM. On failure out is zeroed and owns nothing.
+ */
 int32_t kvc__gguf_open(kvc__mem *mem, const void *base, size_t size, kvc__gguf *out, kvc__err *err);
 /** Frees the tables; a zeroed reader is legal. */
 void kvc__gguf_close(kvc__gguf *g);
