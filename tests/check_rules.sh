@@ -79,6 +79,7 @@ check_all() {
         rule 'exported symbols differ from tests/symbols.txt (< there, > in the library)'
 
     for so in "$policies"/*.so; do
+        [ -f "$so" ] || echo "none in $policies"
         readelf -d "$so" | grep 'NEEDED.*libkvc' | sed "s|^|${so##*/}: |"
         nm -D --defined-only "$so" | awk -v so="${so##*/}" '$3 != "kvc_policy_entry" { print so ": " $3 }'
     done | rule 'a policy links libkvc or exports more than kvc_policy_entry'

@@ -57,7 +57,7 @@ kvc_need_packages() {
 kvc_venv() {
     venv=$kvc_cache/venv-$1
     shift
-    if [ "$(cat "$venv/requirements" 2>/dev/null)" != "$*" ]; then
+    if [ ! -f "$venv/requirements" ] || [ "$(cat "$venv/requirements")" != "$*" ]; then
         kvc_say "Making a Python environment in $venv"
         python3 -m venv --clear "$venv" >&2 || kvc_die "python3 -m venv failed (Debian: python3-venv)"
         if [ $# -gt 0 ]; then
