@@ -1,0 +1,301 @@
+/* SPDX-License-Identifier: MIT
+ * pretok.c: pre-tokenizers as rows of a table, compiled by PCRE2 and applied in sequence: each
+ * pattern cuts the pieces that the one before left, and what lies between two matches is a piece
+ * too. Between the cutting of special tokens (vocab.c) and merging (bpe.c). It must not see tokens.
+ */
+#include "pretok.h"
+
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+#include <stdio.h>
+#include <string.h>
+
+#define MAX_PATTERN 2
+#define MATCH_LIMIT 1000000u /* steps for one piece; the patterns need a handful */
+#define HEAP_LIMIT  65536u   /* KiB */
+
+/* Unicode's White_Space, since \s of PCRE2 holds U+180E besides; as the inside of a class. */
+#define SPACE "\\t-\\r\\x{85}\\p{Z}"
+
+/* A contraction, or letters, digits, others with one space in front, or white space; of white space
+ * before a word the last character is left to the word. */
+#define GPT2                                                                                       \
+    "'(?:[sdmt]|ll|ve|re)| ?\\p{L}+| ?\\p{N}+| ?[^" SPACE "\\p{L}\\p{N}]+"                         \
+    "|[" SPACE "]+(?![^" SPACE "])|[" SPACE "]+"
+
+/* One row for each tokenizer.ggml.pre that is known. */
+static const struct pretok_row {
+    const char *name;
+    const char *pattern[MAX_PATTERN]; /* in sequence; NULL ends them */
+} table[] = {
+    {"gpt-2", {GPT2, NULL}},
+    {"smollm", {"\\p{N}", GPT2}},
+};
+#define N_ROW (sizeof table / sizeof table[0])
+
+struct kvc__pretok {
+    kvc__mem *mem;
+    pcre2_general_context *general;
+    pcre2_match_context *limits;
+    uint32_t n;
+    pcre2_code *code[MAX_PATTERN];
+};
+
+struct kvc__pretok_work {
+    pcre2_match_data *match[MAX_PATTERN];
+};
+
+/* ---------------------------------------------------------------- memory for PCRE2 */
+
+/* PCRE2 frees without a size, so it is kept in front. */
+typedef union header {
+    size_t bytes;
+    max_align_t align;
+} header;
+
+static void *pcre_malloc(size_t size, void *mem) {
+    size_t bytes;
+    header *h = kvc__add_size(size, sizeof(header), &bytes) ? kvc__alloc(mem, bytes) : NULL;
+    if (!h) {
+        return NULL;
+    }
+    h->bytes = bytes;
+    return h + 1;
+}
+
+static void pcre_free(void *p, void *mem) {
+    if (p) {
+        header *h = (header *)p - 1;
+        kvc__free(mem, h, h->bytes);
+    }
+}
+
+/* ---------------------------------------------------------------- compiling */
+
+static const struct pretok_row *row_find(kvc__str name) {
+    for (size_t i = 0; i < N_ROW; i++) {
+        if (strlen(table[i].name) == name.n && memcmp(table[i].name, name.p, name.n) == 0) {
+            return &table[i];
+        }
+    }
+    return NULL;
+}
+
+static int32_t fail_unknown(kvc__str name, kvc__err *err) {
+    char known[256] = "";
+    size_t n = 0;
+    for (size_t i = 0; i < N_ROW && n < sizeof known; i++) {
+        int w = snprintf(known + n, sizeof known - n, "%s'%s'", i > 0 ? ", " : "", table[i].name);
+        n += w > 0 ? (size_t)w : 0;
+    }
+    return kvc__fail(err, KVC_E_UNSUPPORTED,
+                     "tokenizer.ggml.pre '%.*s' is not supported; use a model with one of %s",
+                     name.n < 64 ? (int)name.n : 64, name.p, known);
+}
+
+static int32_t pattern_compile(kvc__pretok *p, const char *pattern, pcre2_code **out,
+                               kvc__err *err) {
+    pcre2_compile_context *cc = pcre2_compile_context_create(p->general);
+    if (!cc) {
+        return kvc__fail(err, KVC_E_NOMEM, "no memory for the pre-tokenizer");
+    }
+    int code = 0;
+    PCRE2_SIZE at = 0;
+    *out = pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_UCP, &code,
+                         &at, cc);
+    pcre2_compile_context_free(cc);
+    if (!*out) {
+        return kvc__fail(err, code == PCRE2_ERROR_NOMEMORY ? KVC_E_NOMEM : KVC_E_UNSUPPORTED,
+                         "PCRE2 error %d at byte %zu of a pre-tokenizer's pattern; it must be "
+                         "built with Unicode support",
+                         code, (size_t)at);
+    }
+    /* Without executable memory the interpreter runs instead, so the result doesn't matter. */
+    (void)pcre2_jit_compile(*out, PCRE2_JIT_COMPLETE);
+    return KVC_OK;
+}
+
+int32_t kvc__pretok_create(kvc__mem *mem, kvc__str name, kvc__pretok **out, kvc__err *err) {
+    int32_t rc = KVC_OK;
+    *out = NULL;
+    const struct pretok_row *row = row_find(name);
+    if (!row) {
+        return fail_unknown(name, err);
+    }
+    kvc__pretok *p = kvc__alloc(mem, sizeof *p);
+    if (!p) {
+        return kvc__fail(err, KVC_E_NOMEM, "no memory for the pre-tokenizer");
+    }
+    p->mem = mem;
+    p->general = pcre2_general_context_create(pcre_malloc, pcre_free, mem);
+    p->limits = p->general ? pcre2_match_context_create(p->general) : NULL;
+    if (!p->limits) {
+        rc = kvc__fail(err, KVC_E_NOMEM, "no memory for the pre-tokenizer");
+        goto out;
+    }
+    pcre2_set_match_limit(p->limits, MATCH_LIMIT);
+    pcre2_set_depth_limit(p->limits, MATCH_LIMIT);
+    pcre2_set_heap_limit(p->limits, HEAP_LIMIT);
+    for (; p->n < MAX_PATTERN && row->pattern[p->n]; p->n++) {
+        KVC_CHECK(pattern_compile(p, row->pattern[p->n], &p->code[p->n], err));
+    }
+    *out = p;
+out:
+    if (rc < 0) {
+        kvc__pretok_destroy(p);
+    }
+    return rc;
+}
+
+void kvc__pretok_destroy(kvc__pretok *p) {
+    if (!p) {
+        return;
+    }
+    for (uint32_t i = 0; i < MAX_PATTERN; i++) {
+        pcre2_code_free(p->code[i]);
+    }
+    pcre2_match_context_free(p->limits);
+    pcre2_general_context_free(p->general);
+    kvc__free(p->mem, p, sizeof *p);
+}
+
+/* ---------------------------------------------------------------- UTF-8 */
+
+/* Bytes of the UTF-8 character at p, 0 when it is none: overlong, a surrogate, above U+10FFFF, cut
+ * off (Unicode standard, table of well-formed sequences). */
+static size_t utf8_len(const uint8_t *p, size_t n) {
+    uint8_t lo = 0x80;
+    uint8_t hi = 0xbf;
+    size_t len;
+    if (p[0] < 0x80) {
+        return 1;
+    }
+    if (p[0] < 0xc2 || p[0] > 0xf4) {
+        return 0;
+    }
+    len = p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3 : 4;
+    if (p[0] == 0xe0) {
+        lo = 0xa0;
+    } else if (p[0] == 0xed) {
+        hi = 0x9f;
+    } else if (p[0] == 0xf0) {
+        lo = 0x90;
+    } else if (p[0] == 0xf4) {
+        hi = 0x8f;
+    }
+    if (n < len || p[1] < lo || p[1] > hi) {
+        return 0;
+    }
+    for (size_t i = 2; i < len; i++) {
+        if ((p[i] & 0xc0) != 0x80) {
+            return 0;
+        }
+    }
+    return len;
+}
+
+size_t kvc__utf8_valid(const uint8_t *text, size_t n) {
+    size_t i = 0;
+    while (i < n) {
+        size_t len = utf8_len(text + i, n - i);
+        if (len == 0) {
+            break;
+        }
+        i += len;
+    }
+    return i;
+}
+
+/* ---------------------------------------------------------------- cutting */
+
+int32_t kvc__pretok_work_create(const kvc__pretok *p, kvc__pretok_work **out, kvc__err *err) {
+    kvc__pretok_work *work = kvc__alloc(p->mem, sizeof *work);
+    *out = NULL;
+    for (uint32_t i = 0; work && i < p->n; i++) {
+        work->match[i] = pcre2_match_data_create(1, p->general);
+        if (!work->match[i]) {
+            kvc__pretok_work_destroy(p, work);
+            work = NULL;
+        }
+    }
+    if (!work) {
+        return kvc__fail(err, KVC_E_NOMEM, "no memory to split text");
+    }
+    *out = work;
+    return KVC_OK;
+}
+
+void kvc__pretok_work_destroy(const kvc__pretok *p, kvc__pretok_work *work) {
+    if (!work) {
+        return;
+    }
+    for (uint32_t i = 0; i < MAX_PATTERN; i++) {
+        pcre2_match_data_free(work->match[i]);
+    }
+    kvc__free(p->mem, work, sizeof *work);
+}
+
+/* One cutting: what stays the same through all levels. */
+typedef struct split {
+    const kvc__pretok *p;
+    kvc__pretok_work *work;
+    kvc__pretok_fn fn;
+    void *ctx;
+    kvc__err *err;
+} split;
+
+/* The next match at or after `at`; false in *found at the end of the text. The text is known to be
+ * UTF-8, and a check per match would make the whole quadratic. */
+static int32_t match_next(const split *s, uint32_t level, const uint8_t *text, size_t n, size_t at,
+                          size_t *begin, size_t *end, bool *found) {
+    pcre2_match_data *data = s->work->match[level];
+    int m = pcre2_match(s->p->code[level], text, n, at, PCRE2_NO_UTF_CHECK, data, s->p->limits);
+    if (m == PCRE2_ERROR_JIT_STACKLIMIT) {
+        m = pcre2_match(s->p->code[level], text, n, at, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, data,
+                        s->p->limits);
+    }
+    *found = m >= 0;
+    if (*found) {
+        const PCRE2_SIZE *o = pcre2_get_ovector_pointer(data);
+        *begin = o[0];
+        *end = o[1];
+    } else if (m == PCRE2_ERROR_NOMEMORY) {
+        return kvc__fail(s->err, KVC_E_NOMEM, "no memory to split text");
+    } else if (m != PCRE2_ERROR_NOMATCH) {
+        return kvc__fail(s->err, KVC_E_UNSUPPORTED,
+                         "the pre-tokenizer gave up on text of %zu bytes (PCRE2 error %d); give it "
+                         "in shorter parts",
+                         n, m);
+    }
+    return KVC_OK;
+}
+
+/* Cuts by the pattern of that level and hands the parts down; below the last they go to fn. */
+static int32_t split_level(const split *s, uint32_t level, const uint8_t *text, size_t n) {
+    if (n == 0) {
+        return KVC_OK;
+    }
+    if (level == s->p->n) {
+        return s->fn(s->ctx, text, n);
+    }
+    size_t at = 0;
+    while (at < n) {
+        size_t begin = n;
+        size_t end = n;
+        bool found = false;
+        KVC_TRY(match_next(s, level, text, n, at, &begin, &end, &found));
+        if (!found || end <= begin) {
+            return split_level(s, level + 1, text + at, n - at);
+        }
+        KVC_TRY(split_level(s, level + 1, text + at, begin - at));
+        KVC_TRY(split_level(s, level + 1, text + begin, end - begin));
+        at = end;
+    }
+    return KVC_OK;
+}
+
+int32_t kvc__pretok_split(const kvc__pretok *p, kvc__pretok_work *work, const uint8_t *text,
+                          size_t n, kvc__pretok_fn fn, void *ctx, kvc__err *err) {
+    split s = {.p = p, .work = work, .fn = fn, .ctx = ctx, .err = err};
+    return split_level(&s, 0, text, n);
+}
