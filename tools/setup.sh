@@ -44,13 +44,15 @@ kvc_need_packages() {
     if [ "$(id -u)" -ne 0 ] && ! command -v sudo >/dev/null 2>&1; then
         kvc_die "sudo isn't there; run as root: apt-get install$missing"
     fi
-    # Package lists may be absent or too old to fetch from: read them again only then.
+    # Package lists may be absent, or too old to fetch from: read them again only then.
     # shellcheck disable=SC2086
-    kvc_apt install --no-install-recommends $missing 2>/dev/null && return 0
-    kvc_apt update || kvc_die "apt-get update failed; see the lines above"
-    # shellcheck disable=SC2086
-    kvc_apt install --no-install-recommends $missing ||
-        kvc_die "apt-get couldn't install:$missing"
+    if ! apt-cache show $missing >/dev/null 2>&1 ||
+        ! kvc_apt install --no-install-recommends $missing; then
+        kvc_say "Reading the package lists again"
+        kvc_apt update || kvc_die "apt-get update failed; see the lines above"
+        kvc_apt install --no-install-recommends $missing ||
+            kvc_die "apt-get couldn't install:$missing"
+    fi
 }
 
 # kvc_venv NAME REQUIREMENT...: prints the Python of an environment in the cache that has them.
