@@ -12,6 +12,8 @@ enum {
     KVC__LEVEL_AVX512 = 2 /* F, BW, DQ, VL, VNNI */
 };
 
+/** The machine's best level. */
+int kvc__cpu_best(void);
 /** The level to use: the machine's best, or the lower one that KVC_CPU names. */
 int kvc__cpu_level(void);
 

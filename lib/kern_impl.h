@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: MIT
+ * kern_impl.h: all kernels, once, for every level. Included by each kern_<level>.c after its
+ * vec_<level>.h, so the order of operations is the same at every level by construction. Ends with
+ * the level's table. */
+#ifndef KVC_KERN_IMPL_H
+#define KVC_KERN_IMPL_H
+
+#include "gguf.h"
+#include "half.h"
+#include "kern.h"
+
+#include "kvc/policy.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "kern_row.h"
+#include "kern_mm.h"
+#include "kern_page.h"
+#include "kern_i8.h"
+
+/* The members of a level's table. */
+#define KERN_TABLE(level_name)                                                                     \
+    {                                                                                              \
+        .name = (level_name), .mm_q = mm_q, .mm_f = mm_f, .quantize = quantize,                    \
+        .rms_norm = rms_norm, .add = add, .scale = scale, .silu_mul = silu_mul,                    \
+        .rope_norm = rope_norm, .hadamard = hadamard, .softmax = softmax, .exp1 = exp1,            \
+        .put_k = put_k, .put_v = put_v, .get_k = get_k, .get_v = get_v, .score = score,            \
+        .mix = mix, .axpy = axpy, .i8_pack_k = i8_pack_k, .i8_pack_v = i8_pack_v,                  \
+        .i8_unpack_k = i8_unpack_k, .i8_unpack_v = i8_unpack_v, .i8_score_f = i8_score_f,          \
+        .i8_score_q = i8_score_q, .i8_mix = i8_mix                                                 \
+    }
+
+#endif
