@@ -105,7 +105,7 @@ static int32_t pattern_compile(kvc__pretok *p, const char *pattern, pcre2_code *
                          &at, cc);
     pcre2_compile_context_free(cc);
     if (!*out) {
-        return kvc__fail(err, code == PCRE2_ERROR_NOMEMORY ? KVC_E_NOMEM : KVC_E_UNSUPPORTED,
+        return kvc__fail(err, code == PCRE2_ERROR_HEAP_FAILED ? KVC_E_NOMEM : KVC_E_UNSUPPORTED,
                          "PCRE2 error %d at byte %zu of a pre-tokenizer's pattern; it must be "
                          "built with Unicode support",
                          code, (size_t)at);
