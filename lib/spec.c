@@ -5,7 +5,6 @@
 #include "spec.h"
 
 #include <locale.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -191,7 +190,8 @@ static int integer_read(const char *text, int bytes, int64_t *out) {
     return *p == '\0';
 }
 
-/* A float is read and printed with a '.' whatever the program's locale says. */
+/* A float is read and printed with a '.' whatever the locale of the program says. What overflows
+ * becomes infinite, which no range admits. */
 static int float_read(const char *text, double *out) {
     if (*text == '\0' || text[strspn(text, "0123456789+-.eE")] != '\0') {
         return 0;
@@ -204,7 +204,7 @@ static int float_read(const char *text, double *out) {
     if (c != (locale_t)0) {
         freelocale(c);
     }
-    return *end == '\0' && isfinite(*out);
+    return *end == '\0';
 }
 
 static int bool_read(const char *text, int64_t *out) {
@@ -281,6 +281,10 @@ static void float_add(text *t, double value) {
     uselocale(old);
     if (c != (locale_t)0) {
         freelocale(c);
+    }
+    char *plus = strchr(digits, '+');
+    if (plus != NULL) { /* "1e+300": in a spec '+' begins the next stage */
+        memmove(plus, plus + 1, strlen(plus));
     }
     text_add(t, digits);
 }
