@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: MIT
+ * options.h: the command line of kvcompare, parsed and checked before anything runs. */
+#ifndef KVC_OPTIONS_H
+#define KVC_OPTIONS_H
+
+#include "figures.h"
+#include "gate.h"
+
+#include <stdint.h>
+
+#define CMP_MAX_GATE 64u
+
+/** What --list asks for. */
+enum { CMP_LIST_NONE = 0, CMP_LIST_TEXT, CMP_LIST_JSON };
+/** What --format asks for. */
+enum { CMP_FORMAT_TABLE = 0, CMP_FORMAT_JSON, CMP_FORMAT_CSV, CMP_FORMAT_MD };
+
+/** The command line. Texts lead into argv, but for spec[]. */
+typedef struct cmp_options {
+    const char *model;
+    const char *file; /* NULL: the built-in text */
+    const char *baseline;
+    const char *compute; /* "f32" or "int8" */
+    const char *output;  /* NULL: standard output */
+    uint32_t ctx, tokens, generate, speed_tokens, rounds, threads;
+    uint64_t seed;
+    int format; /* CMP_FORMAT_… */
+    int list;   /* CMP_LIST_… */
+    uint32_t n_spec;
+    char *spec[CMP_MAX_POLICY]; /* owned */
+    uint32_t n_gate;
+    const char *gate_text[CMP_MAX_GATE];
+    cmp_gate gate[CMP_MAX_GATE];
+} cmp_options;
+
+/** Parses the command line. --help and --version end the process with 0, a mistake ends it with 2
+ * and a sentence on stderr. */
+void cmp_options_parse(int argc, char **argv, cmp_options *out);
+/** Frees what it owns. */
+void cmp_options_free(cmp_options *o);
+
+#endif

@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: MIT
+ * report.c: what the formats share: figures for people, notes, and the way to a file that is never
+ * half written. */
+#include "report.h"
+
+#include "interrupt.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---------------------------------------------------------------- text */
+
+int cmp_text_width(const char *text) {
+    int width = 0;
+    for (const char *p = text; *p != '\0'; p++) {
+        width += ((unsigned char)*p & 0xc0u) != 0x80u;
+    }
+    return width;
+}
+
+void cmp_text_wrap(FILE *out, const char *prefix, const char *text, int width) {
+    int room = width - cmp_text_width(prefix);
+    int used = 0;
+    for (const char *p = text; *p != '\0';) {
+        size_t n = strcspn(p, " ");
+        int columns = 0;
+        for (size_t i = 0; i < n; i++) {
+            columns += ((unsigned char)p[i] & 0xc0u) != 0x80u;
+        }
+        if (used > 0 && used + 1 + columns > room) {
+            fputc('\n', out);
+            used = 0;
+        }
+        fprintf(out, "%s%.*s", used == 0 ? prefix : " ", (int)n, p);
+        used += columns + (used > 0);
+        p += n + strspn(p + n, " ");
+    }
+    fputc('\n', out);
+}
+
+/* ---------------------------------------------------------------- figures */
+
+const char *cmp_figure_human(const cmp_row *row, unsigned figure, char *buf, size_t cap) {
+    double v = row->v[figure];
+    if (!isfinite(v)) {
+        return "-";
+    }
+    switch (figure) {
+    case CMP_KV_BYTES:
+    case CMP_KV_PEAK_BYTES:
+    case CMP_DISK_BYTES:
+        snprintf(buf, cap, v < 1024.0 * 1024.0 ? "%.3f" : "%.2f", v / (1024.0 * 1024.0));
+        break;
+    case CMP_KLD_MEAN:
+    case CMP_KLD_P99:
+    case CMP_KLD_MAX:
+        snprintf(buf, cap, v == 0 ? "0" : "%.1e", v);
+        break;
+    case CMP_TOP1:
+        snprintf(buf, cap, "%.2f", v * 100);
+        break;
+    case CMP_PPL:
+        snprintf(buf, cap, v < 1000 ? "%.3f" : "%.0f", v);
+        break;
+    case CMP_PPL_RATIO:
+        snprintf(buf, cap, v < 10 ? "%.5f" : "%.1f", v);
+        break;
+    default:
+        if (cmp_figure_table[figure].integer || figure == CMP_BYTES_PER_TOKEN) {
+            snprintf(buf, cap, "%.0f", v);
+        } else {
+            snprintf(buf, cap, v < 100 ? "%.2f" : "%.1f", v);
+        }
+    }
+    return buf;
+}
+
+/* ---------------------------------------------------------------- notes */
+
+unsigned cmp_row_notes(const cmp_row *row) {
+    return (row->transient ? (unsigned)CMP_NOTE_TRANSIENT : 0u) |
+           (row->chunked ? (unsigned)CMP_NOTE_CHUNKED : 0u);
+}
+
+const char *cmp_note_mark(unsigned notes) {
+    static const char *const mark[] = {"", " [1]", " [2]", " [1,2]"};
+    return mark[notes & 3u];
+}
+
+/* What was cut for a policy that computes everything at each step. */
+static void write_transient(FILE *out, const cmp_row *row, const char *prefix, int width) {
+    char text[512], timed[96] = "", greedy[64] = "";
+    if (!isnan(row->v[CMP_TIMED_CTX])) {
+        snprintf(timed, sizeof timed, ", timed on %.0f steps up to position %.0f",
+                 row->v[CMP_TIMED_STEPS], row->v[CMP_TIMED_CTX]);
+    }
+    if (!isnan(row->v[CMP_GENERATED])) {
+        snprintf(greedy, sizeof greedy, ", %.0f greedy tokens", row->v[CMP_GENERATED]);
+    }
+    snprintf(
+        text, sizeof text,
+        "[1] %.100s computes all tokens again at each step: divergence on the first %.0f scored "
+        "tokens%s%s.",
+        row->spec, row->v[CMP_SCORED], greedy, timed);
+    cmp_text_wrap(out, prefix, text, width);
+}
+
+void cmp_note_write(FILE *out, const cmp_report *r, const char *prefix, int width) {
+    unsigned all = 0;
+    for (uint32_t i = 0; i < r->job->n_row; i++) {
+        all |= cmp_row_notes(&r->job->row[i]);
+        if (r->job->row[i].transient) {
+            write_transient(out, &r->job->row[i], prefix, width);
+        }
+    }
+    if ((all & CMP_NOTE_CHUNKED) != 0) {
+        cmp_text_wrap(out, prefix,
+                      "[2] Its result depends on how the prompt is cut into calls, here of 512 "
+                      "tokens.",
+                      width);
+    }
+    if (r->job->has_twin) {
+        char text[256];
+        char mean[32], p99[32];
+        snprintf(text, sizeof text,
+                 "Noise floor: rounding to int8 alone moves the baseline by KLD mean %s, p99 %s; "
+                 "smaller figures say nothing.",
+                 cmp_figure_human(&r->job->twin, CMP_KLD_MEAN, mean, sizeof mean),
+                 cmp_figure_human(&r->job->twin, CMP_KLD_P99, p99, sizeof p99));
+        cmp_text_wrap(out, prefix, text, width);
+    }
+}
+
+/* ---------------------------------------------------------------- output */
+
+static int put_stdout(const char *bytes, size_t n, char *why, size_t cap) {
+    if (fwrite(bytes, 1, n, stdout) != n || fflush(stdout) != 0) {
+        snprintf(why, cap, "the report can't be written to standard output: %s", strerror(errno));
+        return -1;
+    }
+    return 0;
+}
+
+static int put_file(const char *bytes, size_t n, const char *path, const char *temp, char *why,
+                    size_t cap) {
+    FILE *f = fopen(temp, "w");
+    if (f == NULL) {
+        snprintf(why, cap, "%s can't be created: %s", temp, strerror(errno));
+        return -1;
+    }
+    int bad = fwrite(bytes, 1, n, f) != n;
+    bad |= fflush(f) != 0;
+    int error = errno;
+    if (fclose(f) != 0 && !bad) {
+        bad = 1;
+        error = errno;
+    }
+    if (bad) {
+        snprintf(why, cap, "%s can't be written: %s", temp, strerror(error));
+    } else if (rename(temp, path) != 0) {
+        snprintf(why, cap, "%s can't be renamed to %s: %s", temp, path, strerror(errno));
+        bad = 1;
+    }
+    if (bad) {
+        remove(temp);
+    }
+    return bad ? -1 : 0;
+}
+
+int cmp_report_put(const char *bytes, size_t n, const char *path, char *why, size_t cap) {
+    if (path == NULL) {
+        return put_stdout(bytes, n, why, cap);
+    }
+    size_t len = strlen(path) + sizeof ".tmp";
+    char *temp = malloc(len);
+    if (temp == NULL) {
+        snprintf(why, cap, "out of memory");
+        return -1;
+    }
+    snprintf(temp, len, "%s.tmp", path);
+    cmp_interrupt_remove(temp);
+    int rc = put_file(bytes, n, path, temp, why, cap);
+    cmp_interrupt_remove(NULL);
+    free(temp);
+    return rc;
+}

@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: MIT
+ * report.h: a finished comparison as text. One file per format: report_table.c, report_json.c,
+ * report_csv.c, report_md.c; report.c holds what they share and puts the text where it belongs. No
+ * format runs or measures anything. */
+#ifndef KVC_REPORT_H
+#define KVC_REPORT_H
+
+#include "machine.h"
+#include "measure.h"
+
+#include <stdio.h>
+
+/** All that a report says. */
+typedef struct cmp_report {
+    const cmp_job *job;
+    const cmp_machine *machine;
+    const kvc_model_info *model;
+    const char *model_path;
+    const char *text;    /* "built-in" or the file's path */
+    const char *version; /* of the library */
+    const char *level;   /* its kernels */
+    uint64_t seed;
+} cmp_report;
+
+/** Writes the report for a person at a terminal, at most 80 columns; colour: escape sequences. */
+void cmp_report_table(FILE *out, const cmp_report *r, int colour);
+/** Writes JSON, schema kvcompare/1. Returns 0, or -1 without memory. */
+int cmp_report_json(FILE *out, const cmp_report *r);
+/** Writes RFC 4180 CSV: a head and one line per policy. */
+void cmp_report_csv(FILE *out, const cmp_report *r);
+/** Writes a Markdown table. */
+void cmp_report_md(FILE *out, const cmp_report *r);
+
+/** Writes bytes to path, by a file beside it that is then renamed, or to stdout when path is NULL.
+ * Returns 0, or -1 with a sentence in why[cap]. */
+int cmp_report_put(const char *bytes, size_t n, const char *path, char *why, size_t cap);
+
+/** What a row's figures need said of them, one sentence per bit: see cmp_note_text(). */
+enum { CMP_NOTE_TRANSIENT = 1u << 0, CMP_NOTE_CHUNKED = 1u << 1 };
+/** The CMP_NOTE_ bits of a row. */
+unsigned cmp_row_notes(const cmp_row *row);
+/** Their marks behind the row's spec: "", " [1]", " [2]" or both. */
+const char *cmp_note_mark(unsigned notes);
+/** Writes the sentences that the rows of the report need, each behind its mark, with prefix before
+ * each line and lines of at most width columns. */
+void cmp_note_write(FILE *out, const cmp_report *r, const char *prefix, int width);
+/** A figure as a person reads it, "-" when it isn't known. */
+const char *cmp_figure_human(const cmp_row *row, unsigned figure, char *buf, size_t cap);
+/** Columns that UTF-8 text takes, one per character. */
+int cmp_text_width(const char *text);
+/** Writes text in lines of at most width columns, prefix before each. */
+void cmp_text_wrap(FILE *out, const char *prefix, const char *text, int width);
+
+#endif

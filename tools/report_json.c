@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: MIT
+ * report_json.c: the report for programs. The objects of a policy are made from the table of
+ * figures, so a figure has the same path here, in CSV and in a gate. Every number is finite or
+ * null.
+ */
+#include "report.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <string.h>
+
+/* A string of the system's, which may not be UTF-8. */
+static json_t *text(const char *s) {
+    json_t *value = json_string(s != NULL ? s : "");
+    if (value != NULL) {
+        return value;
+    }
+    char plain[1024];
+    size_t n = 0;
+    for (; s[n] != '\0' && n + 1 < sizeof plain; n++) {
+        plain[n] = (unsigned char)s[n] < 0x80 ? s[n] : '?';
+    }
+    plain[n] = '\0';
+    return json_string(plain);
+}
+
+static json_t *number(double v, int integer) {
+    if (!isfinite(v)) {
+        return json_null();
+    }
+    return integer ? json_integer((json_int_t)v) : json_real(v);
+}
+
+/* The object under key, made when it isn't there. */
+static json_t *child(json_t *parent, const char *key, size_t n) {
+    char name[64];
+    snprintf(name, sizeof name, "%.*s", (int)n, key);
+    json_t *object = json_object_get(parent, name);
+    if (object == NULL) {
+        object = json_object();
+        if (json_object_set_new(parent, name, object) != 0) {
+            return NULL;
+        }
+    }
+    return object;
+}
+
+static int add_figure(json_t *policy, const cmp_row *row, unsigned i) {
+    const cmp_figure *f = &cmp_figure_table[i];
+    json_t *at = child(policy, f->group, strlen(f->group));
+    const char *leaf = f->path;
+    const char *dot = strchr(f->path, '.');
+    if (at != NULL && dot != NULL) {
+        at = child(at, f->path, (size_t)(dot - f->path));
+        leaf = dot + 1;
+    }
+    return at == NULL ? -1 : json_object_set_new(at, leaf, number(row->v[i], f->integer));
+}
+
+static json_t *policy_object(const cmp_row *row) {
+    json_t *o = json_object();
+    int bad = o == NULL;
+    bad |= json_object_set_new(o, "spec", text(row->spec)) != 0;
+    bad |= json_object_set_new(o, "name", text(row->name)) != 0;
+    bad |= json_object_set_new(o, "full_spec", text(row->full)) != 0;
+    bad |= json_object_set_new(o, "transient", json_boolean(row->transient)) != 0;
+    bad |= json_object_set_new(o, "chunk_invariant", json_boolean(!row->chunked)) != 0;
+    for (unsigned i = 0; i < CMP_N_FIGURE; i++) {
+        bad |= add_figure(o, row, i) != 0;
+    }
+    if (bad) {
+        json_decref(o);
+        return NULL;
+    }
+    return o;
+}
+
+static json_t *policies_array(const cmp_job *job) {
+    json_t *list = json_array();
+    for (uint32_t i = 0; i < job->n_row; i++) {
+        if (json_array_append_new(list, policy_object(&job->row[i])) != 0) {
+            json_decref(list);
+            return NULL;
+        }
+    }
+    return list;
+}
+
+static json_t *host_object(const cmp_report *r) {
+    const cmp_machine *m = r->machine;
+    return json_pack("{s:o, s:I, s:I, s:o, s:o, s:o, s:o, s:o}", "cpu", text(m->cpu), "cores",
+                     (json_int_t)m->n_core, "threads", (json_int_t)r->model->n_threads, "level",
+                     text(r->level), "kernel", text(m->kernel), "compiler", text(m->compiler),
+                     "load", m->load < 0 ? json_null() : number(m->load, 0), "version",
+                     text(r->version));
+}
+
+static json_t *model_object(const cmp_report *r) {
+    const kvc_model_info *i = r->model;
+    return json_pack("{s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+                     "path", text(r->model_path), "name", text(i->name), "arch", text(i->arch),
+                     "weights", text(i->weights), "fingerprint", text(i->fingerprint), "file_bytes",
+                     (json_int_t)i->file_bytes, "n_param", (json_int_t)i->n_param, "n_layer",
+                     (json_int_t)i->n_layer, "n_embd", (json_int_t)i->n_embd, "n_head",
+                     (json_int_t)i->n_head, "n_head_kv", (json_int_t)i->n_head_kv, "head_dim",
+                     (json_int_t)i->head_dim, "n_vocab", (json_int_t)i->n_vocab, "n_ctx_train",
+                     (json_int_t)i->n_ctx_train);
+}
+
+static json_t *settings_object(const cmp_report *r) {
+    const cmp_job *job = r->job;
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:o}", "ctx", (json_int_t)job->ctx,
+                     "tokens", (json_int_t)job->n_score, "generate", (json_int_t)job->n_greedy,
+                     "speed_tokens", (json_int_t)job->n_step, "rounds", (json_int_t)job->n_round,
+                     "seed", (json_int_t)r->seed, "compute", job->compute, "speed_compute", "int8",
+                     "text", text(r->text));
+}
+
+/* What rounding alone does; null when the divergence pass doesn't round. */
+static json_t *noise_object(const cmp_job *job) {
+    if (!job->has_twin) {
+        return json_null();
+    }
+    const double *v = job->twin.v;
+    return json_pack("{s:{s:o, s:o, s:o}}", "kld", "mean", number(v[CMP_KLD_MEAN], 0), "p99",
+                     number(v[CMP_KLD_P99], 0), "max", number(v[CMP_KLD_MAX], 0));
+}
+
+int cmp_report_json(FILE *out, const cmp_report *r) {
+    json_t *root = json_pack("{s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "schema", "kvcompare/1",
+                             "host", host_object(r), "model", model_object(r), "settings",
+                             settings_object(r), "baseline", text(r->job->baseline), "baseline_ppl",
+                             number(r->job->baseline_ppl, 0), "noise_floor", noise_object(r->job),
+                             "policies", policies_array(r->job));
+    if (root == NULL) {
+        return -1;
+    }
+    int rc = json_dumpf(root, out, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
+    fputc('\n', out);
+    json_decref(root);
+    return rc;
+}
