@@ -561,6 +561,9 @@ void kvc__model_free(kvc_model *m) {
         return;
     }
     const kvc__hparams *h = &m->hp;
+    if (m->work_free) {
+        m->work_free(m);
+    }
     kvc__pool_destroy(m->pool);
     for (uint32_t il = 0; m->layer && il < h->n_layer; il++) {
         free_layer(&m->mem, &m->layer[il], h->n_embd);

@@ -186,7 +186,8 @@ KVC_API int32_t kvc_model_detokenize(kvc_model *model, const int32_t *token, siz
 
 /** Opens a session with a stack of policies: `full`, `window:size=1024:sinks=4+quant8`, or a path,
  * "./my.so:x=1". A word with a slash is a path; others are searched among added policies, added
- * directories, KVC_POLICY_PATH and the installed directory. spec NULL means "full". On failure *out
+ * directories, KVC_POLICY_PATH and the installed directory. spec NULL or "" is a
+ * stack without policies: everything is kept as f16. On failure *out
  * is NULL and the sentence is on params.
  * @return KVC_OK, KVC_E_SPEC, KVC_E_PARAM, KVC_E_NOT_FOUND, KVC_E_LOAD_…, KVC_E_CONFLICT,
  * KVC_E_POLICY, KVC_E_NOMEM */

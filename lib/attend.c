@@ -1,0 +1,836 @@
+/* SPDX-License-Identifier: MIT
+ * attend.c: three phases over a layer's pieces. Rows: turn keys and queries, append, observe,
+ * select. Ranges: scores, softmax and mix of one (block, head, range) per job. Merge: ranges to one
+ * result, masses to their columns. */
+#include "attend.h"
+
+#include <math.h>
+#include <string.h>
+
+/* ---------------------------------------------------------------- geometry */
+
+static uint32_t group_of(const kvc__attend *a) {
+    return a->model->hp.n_head / a->model->hp.n_head_kv;
+}
+
+/* Floats of one row's partial result: maximum, sum, output. */
+static size_t partial_row(const kvc__attend *a) {
+    return 2 + (size_t)a->model->hp.dim_v;
+}
+
+static float *partial_at(const kvc__attend *a, const kvc__block *b, uint32_t head, uint32_t range) {
+    const size_t rows = (size_t)b->n * group_of(a);
+    return a->partial + b->part + ((size_t)head * b->n_range + range) * rows * partial_row(a);
+}
+
+static float *prob_at(const kvc__attend *a, const kvc__block *b, uint32_t head, uint32_t row) {
+    const size_t rows = (size_t)b->n * group_of(a), wide = (size_t)b->n_range * KVC__RANGE_ENTRIES;
+    return a->prob + b->prob + ((size_t)head * rows + row) * wide;
+}
+
+static float *qrot_at(const kvc__attend *a, uint32_t head, uint32_t row) {
+    const size_t wide = (size_t)group_of(a) * a->model->hp.dim_k;
+    return a->qrot + ((size_t)head * a->n_batch + row) * wide;
+}
+
+static uint64_t *sel_at(const kvc__attend *a, uint32_t row, uint32_t head) {
+    return a->sel + ((size_t)row * a->model->hp.n_head_kv + head) * a->max_word;
+}
+
+static bool observes(const kvc__piece *p) {
+    return (p->stack->observe & (KVC_OBSERVE_MASS | KVC_OBSERVE_MASS_LAST)) != 0;
+}
+
+static const float *rope_at(const kvc__attend *a, int32_t pos) {
+    return a->model->rope + (size_t)pos * a->model->hp.n_rot;
+}
+
+/* ---------------------------------------------------------------- failures of worker calls */
+
+/* Calls that may fail in workers; their numbers stand beside the status in `failed`. */
+enum { CALL_VISIBLE = 0, CALL_APPEND, CALL_SELECT, CALL_SCORE, CALL_MIX };
+static const char *const call_name[] = {"visible", "append", "select", "score", "mix"};
+
+/* Keeps the first failure of a (piece, head): status in the upper bits, the call in the lowest
+ * three. */
+static void note_failure(kvc__attend *a, uint32_t piece, uint32_t head, int32_t code, int call) {
+    int none = 0;
+    const int packed = code * 8 - call;
+    atomic_compare_exchange_strong(&a->failed[(size_t)piece * a->model->hp.n_head_kv + head], &none,
+                                   packed);
+}
+
+/* Gives pieces that failed in the phase behind us their status, lowest head first. */
+static void collect_failures(kvc__attend *a) {
+    const uint32_t heads = a->model->hp.n_head_kv;
+    for (uint32_t i = 0; i < a->n_piece; i++) {
+        for (uint32_t h = 0; h < heads; h++) {
+            const int packed = atomic_load(&a->failed[(size_t)i * heads + h]);
+            if (packed != 0 && a->piece[i].status == KVC_OK) {
+                a->piece[i].status = packed / 8;
+                a->piece[i].call = call_name[-(packed % 8)];
+                a->piece[i].head = h;
+            }
+        }
+    }
+}
+
+/* ---------------------------------------------------------------- phase 1: rows */
+
+static float round_open(uint32_t type, float x) {
+    switch (type) {
+    case KVC_TYPE_F16:
+        return kvc__f32_of_f16(kvc__f16(x));
+    case KVC_TYPE_BF16:
+        return kvc__f32_of_bf16(kvc__bf16(x));
+    default:
+        return x;
+    }
+}
+
+/* Shows the rows to observers as the open page holds them, but before a Hadamard rotation. */
+static int32_t show_rows(kvc__attend *a, const kvc__piece *p, uint32_t head) {
+    const kvc__hparams *hp = &a->model->hp;
+    const uint32_t sk = hp->n_head_kv * hp->dim_k, sv = hp->n_head_kv * hp->dim_v;
+    const uint32_t type = p->stack->shape[a->layer].open_type;
+    int32_t pos[KVC_PAGE];
+    for (uint32_t t = 0; t < p->n; t++) {
+        const size_t at_k = (size_t)(p->row0 + t) * sk + (size_t)head * hp->dim_k;
+        const size_t at_v = (size_t)(p->row0 + t) * sv + (size_t)head * hp->dim_v;
+        pos[t] = p->pos0 + (int32_t)t;
+        for (uint32_t d = 0; d < hp->dim_k; d++) {
+            a->kobs[at_k + d] = round_open(type, a->krot[at_k + d]);
+        }
+        for (uint32_t d = 0; d < hp->dim_v; d++) {
+            a->vobs[at_v + d] = round_open(type, a->v[at_v + d]);
+        }
+    }
+    const size_t first_k = (size_t)p->row0 * sk + (size_t)head * hp->dim_k;
+    kvc_rows rows = {.struct_size = sizeof rows,
+                     .layer = a->layer,
+                     .head = head,
+                     .n = p->n,
+                     .pos = pos,
+                     .k = a->kobs + first_k,
+                     .v = a->vobs + (size_t)p->row0 * sv + (size_t)head * hp->dim_v,
+                     .k_raw = a->k + first_k,
+                     .q = qrot_at(a, head, p->row0),
+                     .k_stride = sk,
+                     .v_stride = sv,
+                     .q_stride = group_of(a) * hp->dim_k};
+    return kvc__stack_append(p->stack, &rows);
+}
+
+/* Asks which pages each query of the piece reads. */
+static int32_t select_pages(kvc__attend *a, const kvc__piece *p, uint32_t head) {
+    const kvc__hparams *hp = &a->model->hp;
+    const kvc__lane *l = kvc__store_lane(p->store, a->layer, head);
+    for (uint32_t t = 0; t < p->n; t++) {
+        const int32_t pos = p->pos0 + (int32_t)t;
+        uint64_t *bits = sel_at(a, p->row0 + t, head);
+        memset(bits, 0, a->max_word * sizeof *bits);
+        for (uint32_t i = 0; i < l->n_page; i++) {
+            bits[i / 64] |= (uint64_t)1 << (i % 64);
+        }
+        kvc_rows rows = {.struct_size = sizeof rows,
+                         .layer = a->layer,
+                         .head = head,
+                         .n = 1,
+                         .pos = &pos,
+                         .q = qrot_at(a, head, p->row0 + t),
+                         .q_stride = group_of(a) * hp->dim_k};
+        KVC_TRY(kvc__stack_select(p->stack, &rows, bits, l->n_page));
+    }
+    return KVC_OK;
+}
+
+/* One (piece, head): keys and queries are turned, rows shown and appended. */
+static void rows_item(void *arg, uint32_t item, uint32_t thread) {
+    kvc__attend *a = arg;
+    const kvc__hparams *hp = &a->model->hp;
+    const uint32_t head = item % hp->n_head_kv, group = group_of(a);
+    const uint32_t pi = item / hp->n_head_kv;
+    const kvc__piece *p = &a->piece[pi];
+    const kvc__page_shape *sh = &p->stack->shape[a->layer];
+    const size_t sk = (size_t)hp->n_head_kv * hp->dim_k, sv = (size_t)hp->n_head_kv * hp->dim_v;
+    (void)thread;
+    if (p->status < 0) {
+        return;
+    }
+    float *k0 = a->krot + p->row0 * sk + (size_t)head * hp->dim_k;
+    float *v0 = a->v + p->row0 * sv + (size_t)head * hp->dim_v;
+    for (uint32_t t = 0; t < p->n; t++) {
+        const size_t row = p->row0 + t;
+        const float *cs = rope_at(a, p->pos0 + (int32_t)t);
+        const float *q = a->q + (row * hp->n_head + (size_t)head * group) * hp->dim_k;
+        float *qr = qrot_at(a, head, (uint32_t)row);
+        a->kern->rope_norm(a->k + row * sk + (size_t)head * hp->dim_k, cs, hp->n_rot, hp->dim_k,
+                           k0 + t * sk);
+        for (uint32_t g = 0; g < group; g++) {
+            a->kern->rope_norm(q + (size_t)g * hp->dim_k, cs, hp->n_rot, hp->dim_k,
+                               qr + (size_t)g * hp->dim_k);
+        }
+    }
+    if (p->stack->has_append != 0) {
+        int32_t rc = show_rows(a, p, head);
+        if (rc < 0) {
+            note_failure(a, pi, head, rc, CALL_APPEND);
+            return;
+        }
+    }
+    if (p->stack->select != NULL) {
+        int32_t rc = select_pages(a, p, head);
+        if (rc < 0) {
+            note_failure(a, pi, head, rc, CALL_SELECT);
+            return;
+        }
+    }
+    for (uint32_t t = 0; t < p->n; t++) {
+        float *qr = qrot_at(a, head, p->row0 + t);
+        a->kern->scale(qr, sh->scale, group * hp->dim_k);
+        if (sh->had_k > 1) {
+            a->kern->hadamard(qr, sh->had_k, group * hp->dim_k);
+            a->kern->hadamard(k0 + t * sk, sh->had_k, hp->dim_k);
+        }
+        if (sh->had_v > 1) {
+            a->kern->hadamard(v0 + t * sv, sh->had_v, hp->dim_v);
+        }
+    }
+    kvc__store_append(p->store, a->layer, head, p->n, p->pos0, k0, sk, v0, sv);
+}
+
+/* ---------------------------------------------------------------- what a query sees of a page */
+
+static uint64_t bits_between(int64_t first, int64_t end) {
+    first = first < 0 ? 0 : first;
+    end = end > 64 ? 64 : end;
+    if (first >= end) {
+        return 0;
+    }
+    const uint64_t below = end == 64 ? ~(uint64_t)0 : ((uint64_t)1 << end) - 1;
+    return below & ~(((uint64_t)1 << first) - 1);
+}
+
+/* A page with the positions of its entries. */
+struct view {
+    uint64_t live;
+    uint32_t n;
+    bool moved;
+    int32_t pos0;
+    int32_t pos[KVC_PAGE]; /* of a moved page */
+    const uint8_t *bytes;  /* sealed; NULL: open or freed */
+    bool open;
+};
+
+static void view_page(const kvc__store *s, uint32_t layer, uint32_t head, uint32_t i,
+                      struct view *v) {
+    const kvc__lane *l = kvc__store_lane(s, layer, head);
+    v->open = i == l->n_page;
+    v->moved = !v->open && l->page[i].moved != 0;
+    v->live = v->open ? l->open_live : l->page[i].live;
+    v->n = v->open ? l->open_n : l->page[i].n;
+    v->pos0 = v->open ? l->open_pos0 : l->page[i].pos0;
+    v->bytes = v->open ? NULL : kvc__store_page(s, layer, &l->page[i]);
+    if (v->moved) {
+        kvc__store_positions(s, s->lane0[layer] + head, i, v->pos);
+    }
+}
+
+/* Entries of the page at positions of r. */
+static uint64_t mask_range(const struct view *v, kvc_range r) {
+    if (!v->moved) {
+        return v->live & bits_between((int64_t)r.first - v->pos0, (int64_t)r.end - v->pos0);
+    }
+    uint64_t m = 0;
+    for (uint32_t e = 0; e < v->n; e++) {
+        m |= (uint64_t)(v->pos[e] >= r.first && v->pos[e] < r.end) << e;
+    }
+    return m & v->live;
+}
+
+/* ---------------------------------------------------------------- phase 2: ranges */
+
+/* One job: the rows of a block against one range of one head. */
+struct job {
+    kvc__attend *a;
+    const kvc__block *b;
+    const kvc__piece *p;
+    const kvc__page_shape *sh;
+    kvc__attend_thread *th;
+    uint32_t head, range, group, rows;
+};
+
+static int32_t score_page(const struct job *j, const struct view *v, const float *q) {
+    if (v->open) {
+        const kvc__lane *l = kvc__store_lane(j->p->store, j->a->layer, j->head);
+        j->a->kern->score(j->sh->open_type, l->open_k, j->sh->dim_k, q, j->rows, j->th->tmp,
+                          KVC_PAGE);
+        return KVC_OK;
+    }
+    kvc_page page = {.struct_size = sizeof page,
+                     .layer = j->a->layer,
+                     .head = j->head,
+                     .n = v->n,
+                     .bytes = v->bytes};
+    return kvc__codec_score(&j->p->stack->codec, &page, q, j->rows, j->th->tmp, &j->th->codec);
+}
+
+static int32_t mix_page(const struct job *j, const struct view *v, uint32_t at, float *acc) {
+    const float *p = j->th->s + (size_t)at * KVC_PAGE;
+    if (v->open) {
+        const kvc__lane *l = kvc__store_lane(j->p->store, j->a->layer, j->head);
+        j->a->kern->mix(j->sh->open_type, l->open_v, j->sh->dim_v, p, KVC__RANGE_ENTRIES, j->rows,
+                        acc);
+        return KVC_OK;
+    }
+    /* A codec takes its probabilities dense. */
+    for (uint32_t r = 0; r < j->rows; r++) {
+        memcpy(j->th->tmp + (size_t)r * KVC_PAGE, p + (size_t)r * KVC__RANGE_ENTRIES,
+               KVC_PAGE * sizeof(float));
+    }
+    kvc_page page = {.struct_size = sizeof page,
+                     .layer = j->a->layer,
+                     .head = j->head,
+                     .n = v->n,
+                     .bytes = v->bytes};
+    return kvc__codec_mix(&j->p->stack->codec, &page, j->th->tmp, j->rows, acc, &j->th->codec);
+}
+
+/* Copies the scores under the mask of each token from tmp to the range's score rows. */
+static void take_scores(const struct job *j, uint32_t at, const uint64_t *mask) {
+    for (uint32_t r = 0; r < j->rows; r++) {
+        const uint64_t m = mask[r / j->group];
+        float *to = j->th->s + (size_t)r * KVC__RANGE_ENTRIES + (size_t)at * KVC_PAGE;
+        const float *from = j->th->tmp + (size_t)r * KVC_PAGE;
+        if (m == ~(uint64_t)0) {
+            memcpy(to, from, KVC_PAGE * sizeof(float));
+            continue;
+        }
+        for (uint32_t e = 0; e < KVC_PAGE; e++) {
+            to[e] = (m >> e & 1) != 0 ? from[e] : to[e];
+        }
+    }
+}
+
+/* The block's queries, turned for the gap in front of the range that is `back` ranges before their
+ * own: as if the positions between the ranges didn't exist. */
+static void shift_queries(const struct job *j, uint32_t back) {
+    const kvc__attend *a = j->a;
+    const kvc__hparams *hp = &a->model->hp;
+    for (uint32_t t = 0; t < j->b->n; t++) {
+        const uint32_t row = j->p->row0 + j->b->t0 + t;
+        const kvc_range *rng = a->range + (size_t)row * (KVC_MAX_RANGES + 1);
+        const uint32_t n = a->n_rng[row];
+        int32_t pos = j->p->pos0 + (int32_t)(j->b->t0 + t);
+        for (uint32_t x = n - 1; back < n && x > n - 1 - back; x--) {
+            pos -= rng[x].first - rng[x - 1].end;
+        }
+        for (uint32_t g = 0; g < j->group; g++) {
+            const float *q =
+                a->q + ((size_t)row * hp->n_head + (size_t)j->head * j->group + g) * hp->dim_k;
+            float *out = j->th->q + ((size_t)t * j->group + g) * hp->dim_k;
+            a->kern->rope_norm(q, rope_at(a, pos), hp->n_rot, hp->dim_k, out);
+        }
+    }
+    const uint32_t n = j->rows * hp->dim_k;
+    a->kern->scale(j->th->q, j->sh->scale, n);
+    if (j->sh->had_k > 1) {
+        a->kern->hadamard(j->th->q, j->sh->had_k, n);
+    }
+}
+
+/* The masks of the block's tokens for one page. back < 0: all ranges; else only the one that many
+ * before the last. Answers whether any entry is seen; KVC_E_POLICY when a range holds a page that
+ * was given up. */
+static int32_t page_masks(const struct job *j, const struct view *v, uint32_t page, int32_t back,
+                          uint64_t *mask, bool *any) {
+    const kvc__attend *a = j->a;
+    const bool gone = !v->open && v->bytes == NULL;
+    const bool strict = gone && (j->p->stack->flags & KVC_PLAN_EVICTS) == 0;
+    for (uint32_t t = 0; t < j->b->n; t++) {
+        const uint32_t row = j->p->row0 + j->b->t0 + t;
+        const kvc_range *rng = a->range + (size_t)row * (KVC_MAX_RANGES + 1);
+        const uint32_t n = a->n_rng[row];
+        uint64_t m = 0;
+        for (uint32_t x = 0; x < n; x++) {
+            if (back >= 0 && x + 1 + (uint32_t)back != n) {
+                continue;
+            }
+            if (strict && rng[x].first < v->pos0 + (int32_t)v->n && v->pos0 < rng[x].end) {
+                return KVC_E_POLICY;
+            }
+            m |= gone ? 0 : mask_range(v, rng[x]);
+        }
+        if (j->p->stack->select != NULL && !v->open &&
+            (sel_at(a, row, j->head)[page / 64] >> (page % 64) & 1) == 0) {
+            m = 0;
+        }
+        mask[t] = m;
+        *any |= m != 0;
+    }
+    return KVC_OK;
+}
+
+/* Scores one page of the range for all that is seen of it: in one pass, or, when gaps are closed,
+ * in one pass for each range of positions. */
+static int32_t score_seen(const struct job *j, const struct view *v, uint32_t page, uint32_t at,
+                          bool *seen, int *call) {
+    const kvc__attend *a = j->a;
+    const float *own = qrot_at(a, j->head, j->p->row0 + j->b->t0);
+    const bool closes = j->p->stack->positions == KVC_POSITIONS_CACHE;
+    uint64_t mask[KVC_PAGE];
+    *call = CALL_VISIBLE;
+    for (int32_t back = closes ? 0 : -1; back <= (closes ? (int32_t)KVC_MAX_RANGES : -1); back++) {
+        bool any = false;
+        KVC_TRY(page_masks(j, v, page, back, mask, &any));
+        if (!any) {
+            continue;
+        }
+        if (back > 0) {
+            shift_queries(j, (uint32_t)back);
+        }
+        *call = CALL_SCORE;
+        KVC_TRY(score_page(j, v, back > 0 ? j->th->q : own));
+        *call = CALL_VISIBLE;
+        take_scores(j, at, mask);
+        *seen = true;
+    }
+    return KVC_OK;
+}
+
+/* Softmax of every row over the range; rows that see nothing get zeros. Partial results begin at
+ * out. */
+static void softmax_rows(const struct job *j, float *out) {
+    for (uint32_t r = 0; r < j->rows; r++) {
+        float *s = j->th->s + (size_t)r * KVC__RANGE_ENTRIES;
+        float *o = out + (size_t)r * partial_row(j->a);
+        o[1] = 0.0f;
+        j->a->kern->softmax(s, KVC__RANGE_ENTRIES, &o[0], &o[1]);
+        if (o[0] == -INFINITY) {
+            o[1] = 0.0f;
+            memset(s, 0, KVC__RANGE_ENTRIES * sizeof *s);
+        }
+        if (observes(j->p)) {
+            const uint32_t head = j->head;
+            memcpy(prob_at(j->a, j->b, head, r) + (size_t)j->range * KVC__RANGE_ENTRIES, s,
+                   KVC__RANGE_ENTRIES * sizeof *s);
+        }
+    }
+}
+
+/* Marks all rows of the range as having seen nothing. */
+static void range_empty(const struct job *j, float *out) {
+    for (uint32_t r = 0; r < j->rows; r++) {
+        out[(size_t)r * partial_row(j->a)] = -INFINITY;
+        if (observes(j->p)) {
+            memset(prob_at(j->a, j->b, j->head, r) + (size_t)j->range * KVC__RANGE_ENTRIES, 0,
+                   KVC__RANGE_ENTRIES * sizeof(float));
+        }
+    }
+}
+
+static int32_t attend_range(const struct job *j, int *call) {
+    const kvc__lane *l = kvc__store_lane(j->p->store, j->a->layer, j->head);
+    struct view view[KVC__RANGE_PAGES];
+    bool seen[KVC__RANGE_PAGES] = {false};
+    bool any = false;
+    float *out = partial_at(j->a, j->b, j->head, j->range);
+    for (size_t i = 0; i < (size_t)j->rows * KVC__RANGE_ENTRIES; i++) {
+        j->th->s[i] = -INFINITY;
+    }
+    for (uint32_t at = 0; at < KVC__RANGE_PAGES; at++) {
+        const uint32_t page = j->range * KVC__RANGE_PAGES + at;
+        if (page > l->n_page) {
+            break;
+        }
+        view_page(j->p->store, j->a->layer, j->head, page, &view[at]);
+        KVC_TRY(score_seen(j, &view[at], page, at, &seen[at], call));
+        any |= seen[at];
+    }
+    if (!any) {
+        range_empty(j, out);
+        return KVC_OK;
+    }
+    softmax_rows(j, out);
+    const uint32_t dim = j->sh->dim_v;
+    float *acc = j->th->q; /* its queries are done with; [max_row][max(dim_k, dim_v)] */
+    memset(acc, 0, (size_t)j->rows * dim * sizeof *acc);
+    *call = CALL_MIX;
+    for (uint32_t at = 0; at < KVC__RANGE_PAGES; at++) {
+        if (seen[at]) {
+            KVC_TRY(mix_page(j, &view[at], at, acc));
+        }
+    }
+    for (uint32_t r = 0; r < j->rows; r++) {
+        memcpy(out + (size_t)r * partial_row(j->a) + 2, acc + (size_t)r * dim, dim * sizeof *acc);
+    }
+    return KVC_OK;
+}
+
+static void range_item(void *arg, uint32_t item, uint32_t thread) {
+    kvc__attend *a = arg;
+    uint32_t bi = 0;
+    while (item >= a->job[bi + 1]) {
+        bi++;
+    }
+    const kvc__block *b = &a->block[bi];
+    const kvc__piece *p = &a->piece[b->piece];
+    item -= a->job[bi];
+    struct job j = {.a = a,
+                    .b = b,
+                    .p = p,
+                    .sh = &p->stack->shape[a->layer],
+                    .th = &a->thread[thread],
+                    .head = item / b->n_range,
+                    .range = item % b->n_range,
+                    .group = group_of(a),
+                    .rows = b->n * group_of(a)};
+    if (p->status < 0) {
+        return;
+    }
+    int call = CALL_VISIBLE;
+    int32_t rc = attend_range(&j, &call);
+    if (rc != KVC_OK) {
+        note_failure(a, b->piece, j.head, rc < 0 ? rc : KVC_E_POLICY, call);
+    }
+}
+
+/* ---------------------------------------------------------------- phase 3: merge */
+
+/* Adds a row's probabilities to the lane's mass column; the last query's alone to MASS_LAST.
+ * factor[r]: what turns a range's exponentials into probabilities. */
+static void add_mass(const kvc__attend *a, const kvc__block *b, const kvc__piece *p, uint32_t head,
+                     uint32_t row, const float *factor) {
+    const kvc__lane *l = kvc__store_lane(p->store, a->layer, head);
+    const uint32_t lane = p->store->lane0[a->layer] + head, group = group_of(a);
+    const bool last = b->t0 + row / group + 1 == p->n;
+    const float *e = prob_at(a, b, head, row);
+    for (uint32_t i = 0; i <= l->n_page; i++) {
+        float *mass = kvc__store_column(p->store, lane, KVC__COL_MASS, i);
+        float *mass_last = kvc__store_column(p->store, lane, KVC__COL_MASS_LAST, i);
+        const float f = factor[i / KVC__RANGE_PAGES];
+        if (last && row % group == 0) {
+            memset(mass_last, 0, KVC_PAGE * sizeof *mass_last);
+        }
+        for (uint32_t x = 0; x < KVC_PAGE; x++) {
+            const float prob = e[(size_t)i * KVC_PAGE + x] * f;
+            mass[x] += prob;
+            mass_last[x] += last ? prob : 0.0f;
+        }
+    }
+}
+
+/* Merges the ranges of one row into out[dim_v]; factor gets exp(m_r - M) / S for each range. */
+static void merge_row(const kvc__attend *a, const kvc__block *b, uint32_t head, uint32_t row,
+                      float *factor, float *out, uint32_t dim) {
+    float max = -INFINITY, sum = 0.0f;
+    const size_t at = (size_t)row * partial_row(a);
+    for (uint32_t r = 0; r < b->n_range; r++) {
+        const float m = partial_at(a, b, head, r)[at];
+        max = m > max ? m : max;
+    }
+    memset(out, 0, dim * sizeof *out);
+    for (uint32_t r = 0; r < b->n_range; r++) {
+        const float *part = partial_at(a, b, head, r) + at;
+        factor[r] = 0.0f;
+        if (part[0] == -INFINITY) {
+            continue;
+        }
+        factor[r] = a->kern->exp1(part[0] - max);
+        sum = fmaf(factor[r], part[1], sum);
+        a->kern->axpy(factor[r], part + 2, out, dim);
+    }
+    const float inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
+    a->kern->scale(out, inverse, dim);
+    for (uint32_t r = 0; r < b->n_range; r++) {
+        factor[r] *= inverse;
+    }
+}
+
+/* One (first block of a piece, head): merges all rows of the piece's blocks in ascending order. */
+static void merge_item(void *arg, uint32_t item, uint32_t thread) {
+    kvc__attend *a = arg;
+    const kvc__hparams *hp = &a->model->hp;
+    const uint32_t head = item % hp->n_head_kv, group = group_of(a);
+    const uint32_t first = item / hp->n_head_kv;
+    const uint32_t piece = a->block[first].piece;
+    const kvc__piece *p = &a->piece[piece];
+    const kvc__page_shape *sh = &p->stack->shape[a->layer];
+    if (p->status < 0 || (first > 0 && a->block[first - 1].piece == piece)) {
+        return;
+    }
+    float *factor = a->thread[thread].s;
+    for (uint32_t bi = first; bi < a->n_block && a->block[bi].piece == piece; bi++) {
+        const kvc__block *b = &a->block[bi];
+        for (uint32_t row = 0; row < b->n * group; row++) {
+            const size_t token = p->row0 + b->t0 + row / group;
+            float *out =
+                a->out + (token * hp->n_head + (size_t)head * group + row % group) * hp->dim_v;
+            merge_row(a, b, head, row, factor, out, hp->dim_v);
+            if (sh->had_v > 1) {
+                a->kern->hadamard(out, sh->had_v, hp->dim_v);
+            }
+            if (observes(p)) {
+                add_mass(a, b, p, head, row, factor);
+            }
+        }
+    }
+}
+
+/* ---------------------------------------------------------------- driving */
+
+/* Runs items on the pool, or here when they are too few and small to be worth a crossing. */
+static void run_items(kvc__attend *a, uint32_t n, bool small, kvc__pool_fn fn) {
+    if (!small) {
+        kvc__pool_run(a->pool, n, fn, a);
+        return;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        fn(a, i, 0);
+    }
+}
+
+/* The blocks collected so far, through ranges and merge. */
+static void flush_blocks(kvc__attend *a) {
+    const uint32_t heads = a->model->hp.n_head_kv;
+    uint32_t jobs = 0, rows = 0;
+    for (uint32_t i = 0; i < a->n_block; i++) {
+        a->job[i] = jobs;
+        jobs += heads * a->block[i].n_range;
+        rows += a->block[i].n;
+    }
+    a->job[a->n_block] = jobs;
+    kvc__pool_run(a->pool, jobs, range_item, a);
+    collect_failures(a);
+    run_items(a, a->n_block * heads, rows <= 2, merge_item);
+    a->n_block = 0;
+}
+
+/* Cuts a piece into blocks of at most max_row query rows, as even as can be, and flushes when
+ * scratch is full. */
+static void add_blocks(kvc__attend *a, uint32_t pi, size_t *part, size_t *prob) {
+    const kvc__piece *p = &a->piece[pi];
+    const uint32_t group = group_of(a), heads = a->model->hp.n_head_kv;
+    const uint32_t most = a->max_row / group;
+    const uint32_t n_block = (p->n + most - 1) / most, each = (p->n + n_block - 1) / n_block;
+    uint32_t n_page = 0;
+    for (uint32_t h = 0; h < heads; h++) {
+        const kvc__lane *l = kvc__store_lane(p->store, a->layer, h);
+        n_page = l->n_page > n_page ? l->n_page : n_page;
+    }
+    const uint32_t n_range = n_page / KVC__RANGE_PAGES + 1;
+    for (uint32_t t = 0; t < p->n; t += each) {
+        const uint32_t n = p->n - t < each ? p->n - t : each;
+        const size_t rows = (size_t)n * group;
+        const size_t need = rows * heads * n_range * partial_row(a);
+        const size_t wide = observes(p) ? rows * heads * n_range * KVC__RANGE_ENTRIES : 0;
+        if (*part + need > a->cap_partial || *prob + wide > a->cap_prob ||
+            a->n_block == a->n_batch) {
+            flush_blocks(a);
+            *part = 0;
+            *prob = 0;
+        }
+        a->block[a->n_block++] = (kvc__block){pi, t, n, n_range, *part, *prob};
+        *part += need;
+        *prob += wide;
+    }
+}
+
+/* What each token of a piece sees in this layer. */
+static int32_t find_ranges(kvc__attend *a, const kvc__piece *p) {
+    for (uint32_t t = 0; t < p->n; t++) {
+        const uint32_t row = p->row0 + t;
+        KVC_TRY(kvc__stack_visible(p->stack, a->layer, p->pos0 + (int32_t)t,
+                                   a->range + (size_t)row * (KVC_MAX_RANGES + 1), &a->n_rng[row]));
+    }
+    return KVC_OK;
+}
+
+void kvc__attend_run(kvc__attend *a, uint32_t layer) {
+    const uint32_t heads = a->model->hp.n_head_kv;
+    uint32_t rows = 0;
+    size_t part = 0, prob = 0;
+    a->layer = layer;
+    for (uint32_t i = 0; i < a->n_piece; i++) {
+        kvc__piece *p = &a->piece[i];
+        for (uint32_t h = 0; h < heads; h++) {
+            atomic_store(&a->failed[(size_t)i * heads + h], 0);
+        }
+        rows += p->n;
+        if (p->status == KVC_OK && find_ranges(a, p) < 0) {
+            p->status = KVC_E_POLICY;
+            p->call = call_name[CALL_VISIBLE];
+            p->head = 0;
+        }
+    }
+    run_items(a, a->n_piece * heads, rows <= 2, rows_item);
+    collect_failures(a);
+    for (uint32_t i = 0; i < a->n_piece; i++) {
+        if (a->piece[i].status == KVC_OK) {
+            add_blocks(a, i, &part, &prob);
+        }
+    }
+    if (a->n_block > 0) {
+        flush_blocks(a);
+    }
+}
+
+/* ---------------------------------------------------------------- scratch */
+
+/* Replaces the array that the pointer at p leads to by a zeroed one of n elements. */
+static int32_t regrow(kvc__mem *mem, void *p, size_t old_n, size_t n, size_t size, kvc__err *err) {
+    void *old, *fresh = kvc__alloc_n(mem, n, size);
+    if (fresh == NULL) {
+        return kvc__fail(err, KVC_E_NOMEM,
+                         "no memory for attention's scratch; lower n_ctx or n_batch");
+    }
+    memcpy(&old, p, sizeof old);
+    kvc__free(mem, old, old_n * size);
+    memcpy(p, &fresh, sizeof fresh);
+    return KVC_OK;
+}
+
+/* The buffers that depend on the batch and the model alone. */
+static int32_t reserve_batch(kvc__attend *a, kvc_model *model, kvc__err *err) {
+    const kvc__hparams *hp = &model->hp;
+    kvc__mem *m = &model->mem;
+    const size_t n = model->n_batch, kv_k = (size_t)hp->n_head_kv * hp->dim_k,
+                 kv_v = (size_t)hp->n_head_kv * hp->dim_v;
+    const size_t nq = (size_t)hp->n_head * hp->dim_k;
+    KVC_TRY(regrow(m, &a->q, 0, n * nq, sizeof(float), err));
+    KVC_TRY(regrow(m, &a->k, 0, n * kv_k, sizeof(float), err));
+    KVC_TRY(regrow(m, &a->v, 0, n * kv_v, sizeof(float), err));
+    KVC_TRY(regrow(m, &a->out, 0, n * hp->n_head * hp->dim_v, sizeof(float), err));
+    KVC_TRY(regrow(m, &a->krot, 0, n * kv_k, sizeof(float), err));
+    KVC_TRY(regrow(m, &a->kobs, 0, n * kv_k, sizeof(float), err));
+    KVC_TRY(regrow(m, &a->vobs, 0, n * kv_v, sizeof(float), err));
+    KVC_TRY(regrow(m, &a->qrot, 0, n * nq, sizeof(float), err));
+    KVC_TRY(regrow(m, &a->piece, 0, n, sizeof *a->piece, err));
+    KVC_TRY(regrow(m, &a->block, 0, n, sizeof *a->block, err));
+    KVC_TRY(regrow(m, &a->job, 0, n + 1, sizeof *a->job, err));
+    KVC_TRY(regrow(m, &a->range, 0, n * (KVC_MAX_RANGES + 1), sizeof *a->range, err));
+    KVC_TRY(regrow(m, &a->n_rng, 0, n, sizeof *a->n_rng, err));
+    KVC_TRY(regrow(m, &a->failed, 0, n * hp->n_head_kv, sizeof *a->failed, err));
+    return KVC_OK;
+}
+
+/* Floats of one thread's scratch, and where its parts begin. */
+static size_t thread_floats(const kvc__attend *a, const kvc__hparams *hp, float *base,
+                            kvc__attend_thread *t) {
+    const size_t dim = hp->dim_k > hp->dim_v ? hp->dim_k : hp->dim_v;
+    const size_t ranges = (a->max_range + 15) & ~(size_t)15;
+    size_t s = (size_t)a->max_row * KVC__RANGE_ENTRIES;
+    s = s > ranges ? s : ranges;
+    size_t at = 0;
+    float **part[] = {&t->s, &t->tmp, &t->q, &t->codec.k, &t->codec.v, &t->codec.t};
+    const size_t size[] = {s,
+                           (size_t)a->max_row * KVC_PAGE,
+                           a->max_row * dim,
+                           dim * KVC_PAGE,
+                           dim * KVC_PAGE,
+                           dim * KVC_PAGE};
+    for (size_t i = 0; i < sizeof size / sizeof *size; i++) {
+        if (base != NULL) {
+            *part[i] = base + at;
+        }
+        at += (size[i] + 15) & ~(size_t)15;
+    }
+    return at;
+}
+
+static int32_t reserve_threads(kvc__attend *a, kvc_model *model, uint32_t max_range,
+                               kvc__err *err) {
+    const uint32_t n = kvc__pool_n_thread(model->pool);
+    kvc__attend_thread none;
+    kvc__mem *m = &model->mem;
+    const size_t before = thread_floats(a, &model->hp, NULL, &none);
+    float *old = a->thread != NULL ? a->thread[0].s : NULL;
+    a->max_range = max_range;
+    const size_t each = thread_floats(a, &model->hp, NULL, &none);
+    float *fresh = kvc__alloc_n(m, each * n, sizeof(float));
+    if (a->thread == NULL) {
+        a->thread = kvc__alloc_n(m, n, sizeof *a->thread);
+    }
+    if (fresh == NULL || a->thread == NULL) {
+        kvc__free(m, fresh, each * n * sizeof(float));
+        return kvc__fail(err, KVC_E_NOMEM, "no memory for the threads' scratch; lower n_threads");
+    }
+    kvc__free(m, old, before * n * sizeof(float));
+    for (uint32_t i = 0; i < n; i++) {
+        thread_floats(a, &model->hp, fresh + each * i, &a->thread[i]);
+    }
+    return KVC_OK;
+}
+
+int32_t kvc__attend_reserve(kvc__attend *a, kvc_model *model, uint32_t n_ctx, bool observe,
+                            bool select, kvc__err *err) {
+    const kvc__hparams *hp = &model->hp;
+    const uint32_t group = hp->n_head / hp->n_head_kv;
+    const uint32_t pages = n_ctx / KVC_PAGE + 2, ranges = pages / KVC__RANGE_PAGES + 1;
+    if (a->q == NULL) {
+        a->kern = model->kern;
+        a->pool = model->pool;
+        a->model = model;
+        a->n_batch = model->n_batch;
+        a->max_row = group > 96 ? group : 96 / group * group;
+        int32_t rc = reserve_batch(a, model, err);
+        if (rc < 0) {
+            kvc__attend_free(a, model);
+            return rc;
+        }
+    }
+    if (a->thread == NULL || ranges > a->max_range) {
+        KVC_TRY(reserve_threads(a, model, ranges > a->max_range ? ranges : a->max_range, err));
+    }
+    const size_t rows = (size_t)a->max_row * hp->n_head_kv * a->max_range;
+    size_t need = rows * partial_row(a);
+    need = need > (size_t)1 << 20 ? need : (size_t)1 << 20;
+    if (need > a->cap_partial) {
+        KVC_TRY(regrow(&model->mem, &a->partial, a->cap_partial, need, sizeof(float), err));
+        a->cap_partial = need;
+    }
+    if (observe && rows * KVC__RANGE_ENTRIES > a->cap_prob) {
+        KVC_TRY(regrow(&model->mem, &a->prob, a->cap_prob, rows * KVC__RANGE_ENTRIES, sizeof(float),
+                       err));
+        a->cap_prob = rows * KVC__RANGE_ENTRIES;
+    }
+    const uint32_t words = (pages + 63) / 64;
+    if (select && words > a->max_word) {
+        const size_t n = (size_t)a->n_batch * hp->n_head_kv;
+        KVC_TRY(regrow(&model->mem, &a->sel, n * a->max_word, n * words, sizeof *a->sel, err));
+        a->max_word = words;
+    }
+    return KVC_OK;
+}
+
+void kvc__attend_free(kvc__attend *a, kvc_model *model) {
+    const kvc__hparams *hp = &model->hp;
+    kvc__mem *m = &model->mem;
+    const size_t n = a->n_batch, kv_k = (size_t)hp->n_head_kv * hp->dim_k,
+                 kv_v = (size_t)hp->n_head_kv * hp->dim_v;
+    const size_t nq = (size_t)hp->n_head * hp->dim_k, f = sizeof(float);
+    if (a->thread != NULL) {
+        kvc__attend_thread none;
+        const uint32_t threads = kvc__pool_n_thread(a->pool);
+        kvc__free(m, a->thread[0].s, thread_floats(a, hp, NULL, &none) * threads * f);
+        kvc__free(m, a->thread, threads * sizeof *a->thread);
+    }
+    kvc__free(m, a->q, n * nq * f);
+    kvc__free(m, a->k, n * kv_k * f);
+    kvc__free(m, a->v, n * kv_v * f);
+    kvc__free(m, a->out, n * hp->n_head * hp->dim_v * f);
+    kvc__free(m, a->krot, n * kv_k * f);
+    kvc__free(m, a->kobs, n * kv_k * f);
+    kvc__free(m, a->vobs, n * kv_v * f);
+    kvc__free(m, a->qrot, n * nq * f);
+    kvc__free(m, a->piece, n * sizeof *a->piece);
+    kvc__free(m, a->block, n * sizeof *a->block);
+    kvc__free(m, a->job, (n + 1) * sizeof *a->job);
+    kvc__free(m, a->range, n * (KVC_MAX_RANGES + 1) * sizeof *a->range);
+    kvc__free(m, a->n_rng, n * sizeof *a->n_rng);
+    kvc__free(m, a->failed, n * hp->n_head_kv * sizeof *a->failed);
+    kvc__free(m, a->partial, a->cap_partial * f);
+    kvc__free(m, a->prob, a->cap_prob * f);
+    kvc__free(m, a->sel, n * hp->n_head_kv * a->max_word * sizeof *a->sel);
+    memset(a, 0, sizeof *a);
+}

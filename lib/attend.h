@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: MIT
+ * attend.h: attention over the store, page by page: rows are appended, every query is scored
+ * against what it may see, results are merged. The one reader of pages for attention. It knows
+ * lanes and ranges, not layers' weights.
+ *
+ * Order of arithmetic: pages are taken in ranges of four consecutive indexes of the lane's table.
+ * Within a range: all scores, one maximum, exp, the sum, values mixed in ascending entry. Ranges
+ * are merged in ascending order by the common maximum. A query's result depends on nothing else, so
+ * neither threads nor chunks can change it. */
+#ifndef KVC_ATTEND_H
+#define KVC_ATTEND_H
+
+#include "codec.h"
+#include "kern.h"
+#include "model.h"
+#include "pool.h"
+#include "stack.h"
+#include "store.h"
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+#define KVC__RANGE_PAGES   4u
+#define KVC__RANGE_ENTRIES (KVC__RANGE_PAGES * KVC_PAGE)
+
+/** Consecutive rows of one session that lie in one page: what is appended and attended together. */
+typedef struct kvc__piece {
+    kvc__stack *stack;
+    kvc__store *store;
+    uint32_t row0;    /* first row in the batch */
+    uint32_t n;       /* 1 to 64 */
+    int32_t pos0;     /* position of row0 */
+    uint32_t part;    /* the part of the batch it is cut from */
+    int32_t status;   /* what became of it */
+    const char *call; /* the call that failed */
+    uint32_t head;    /* where */
+} kvc__piece;
+
+/** A block of a piece's rows whose ranges are computed together. */
+typedef struct kvc__block {
+    uint32_t piece, t0, n, n_range;
+    size_t part; /* first float of its partial results */
+    size_t prob; /* first float of its probabilities, when observed */
+} kvc__block;
+
+/** One thread's scratch. */
+typedef struct kvc__attend_thread {
+    float *s;   /* [max_row][256] scores of a range */
+    float *tmp; /* [max_row][64] scores of a page */
+    float *q;   /* [max_row][dim_k] queries at shifted positions */
+    float *out; /* [dim_v] */
+    kvc__codec_scratch codec;
+} kvc__attend_thread;
+
+/** Scratch of all attention on one model; sized when a session opens. */
+typedef struct kvc__attend {
+    const kvc__kern *kern;
+    kvc__pool *pool;
+    const kvc_model *model;
+    uint32_t max_row;   /* rows (query heads) of a block */
+    uint32_t max_range; /* ranges of the longest session */
+    uint32_t max_word;  /* 64-bit words of a page set */
+    uint32_t n_batch;
+    /* Projections of the batch, filled by forward. Rows are tokens. */
+    float *q;          /* [n_batch][n_head × dim_k] before RoPE */
+    float *k;          /* [n_batch][n_head_kv × dim_k] before RoPE */
+    float *v;          /* [n_batch][n_head_kv × dim_v] */
+    float *out;        /* [n_batch][n_head × dim_v]: the result */
+    float *krot;       /* as k, turned */
+    float *kobs;       /* as k, for observers */
+    float *vobs;       /* as v, for observers */
+    float *qrot;       /* [n_head_kv][n_batch][group × dim_k] */
+    kvc__piece *piece; /* [n_batch] */
+    uint32_t n_piece, layer;
+    kvc__block *block; /* [n_batch] */
+    uint32_t n_block;
+    kvc_range *range; /* [n_batch][KVC_MAX_RANGES + 1] */
+    uint32_t *n_rng;  /* [n_batch] */
+    uint64_t *sel;    /* [n_batch][n_head_kv][max_word], when a session selects */
+    float *partial;   /* per block [head][range][row][2 + dim_v]: maximum, sum, output */
+    size_t cap_partial;
+    float *prob; /* per block [head][row][range × 256], when a session observes */
+    size_t cap_prob;
+    atomic_int *failed;         /* [n_batch][n_head_kv] status of worker calls */
+    kvc__attend_thread *thread; /* [n_thread] */
+    uint32_t *job;              /* first job of each block, and one past */
+} kvc__attend;
+
+/** Sizes the scratch for sessions of up to n_ctx positions; observe, select: whether one of them
+ * asks for it. Grows only. KVC_E_NOMEM. */
+int32_t kvc__attend_reserve(kvc__attend *a, kvc_model *model, uint32_t n_ctx, bool observe,
+                            bool select, kvc__err *err);
+/** Frees the scratch; a zeroed one is legal. */
+void kvc__attend_free(kvc__attend *a, kvc_model *model);
+/** Appends the rows of all pieces to the given layer's lanes and attends. Pieces with a negative
+ * status are passed over; a piece that fails gets one, and the others go on. */
+void kvc__attend_run(kvc__attend *a, uint32_t layer);
+
+#endif

@@ -1,0 +1,516 @@
+/* SPDX-License-Identifier: MIT
+ * forward.c: the model's definition, read from top to bottom: embedding, layers of attention and
+ * feed-forward, final norm, head. Between projection and output, a layer's rows go through
+ * attention page by page, and the cache's clock ticks there. */
+#include "forward.h"
+
+#include "os.h"
+
+#include <string.h>
+
+/* ---------------------------------------------------------------- products */
+
+/* Some matrices that share their input: one phase over all their row groups. */
+struct product {
+    const kvc__kern *kern;
+    const kvc__mat *w[3];
+    float *out[3];
+    uint32_t first[4]; /* first item of each matrix, and one past */
+    uint32_t n, chunk;
+    bool quantised;
+    const kvc__act *act;
+    float *tile;
+    size_t tile_floats;
+};
+
+static void product_item(void *arg, uint32_t item, uint32_t thread) {
+    const struct product *p = arg;
+    uint32_t i = 0;
+    while (item >= p->first[i + 1]) {
+        i++;
+    }
+    const kvc__mat *w = p->w[i];
+    const uint32_t g0 = (item - p->first[i]) * p->chunk;
+    const uint32_t g1 = g0 + p->chunk < w->n_group ? g0 + p->chunk : w->n_group;
+    if (p->quantised && kvc__mat_quantised(w->type)) {
+        p->kern->mm_q(w, g0, g1, p->act, p->out[i], w->n_row);
+    } else {
+        p->kern->mm_f(w, g0, g1, p->act, p->out[i], w->n_row, p->tile + thread * p->tile_floats);
+    }
+}
+
+/* out[i][act->n, n_row] = act × w[i]ᵀ for n matrices. */
+static void multiply(kvc_model *m, const kvc__act *act, bool quantised, uint32_t n,
+                     const kvc__mat *const *w, float *const *out) {
+    struct product p = {.kern = m->kern,
+                        .n = n,
+                        .quantised = quantised,
+                        .act = act,
+                        .tile = m->work->tile,
+                        .tile_floats = m->work->tile_floats};
+    uint32_t groups = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        groups += w[i]->n_group;
+    }
+    /* Enough items for every thread to find work to the end, each large enough to be worth handing
+     * out. */
+    const uint32_t items = 8 * kvc__pool_n_thread(m->pool);
+    p.chunk = groups / items > 0 ? groups / items : 1;
+    p.chunk = act->n > 16 && p.chunk > 4 ? 4 : p.chunk;
+    for (uint32_t i = 0; i < n; i++) {
+        p.w[i] = w[i];
+        p.out[i] = out[i];
+        p.first[i + 1] = p.first[i] + (w[i]->n_group + p.chunk - 1) / p.chunk;
+    }
+    kvc__pool_run(m->pool, p.first[n], product_item, &p);
+}
+
+/* ---------------------------------------------------------------- rows */
+
+/* Work on rows that are independent of each other. */
+struct rows {
+    kvc_model *m;
+    void (*fn)(struct rows *r, uint32_t row);
+    const kvc__part *part;
+    const float *w;
+    kvc__act act;
+    float *x, *y;
+    uint32_t n, width;
+    bool quantise;
+};
+
+#define ROWS_PER_ITEM 8u
+
+static void rows_item(void *arg, uint32_t item, uint32_t thread) {
+    struct rows *r = arg;
+    (void)thread;
+    for (uint32_t i = item * ROWS_PER_ITEM; i < r->n && i < (item + 1) * ROWS_PER_ITEM; i++) {
+        r->fn(r, i);
+    }
+}
+
+static void each_row(struct rows *r) {
+    if (r->n <= ROWS_PER_ITEM) {
+        rows_item(r, 0, 0);
+        return;
+    }
+    kvc__pool_run(r->m->pool, (r->n + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM, rows_item, r);
+}
+
+/* Rounds row i of the activations at y to int8, when the product wants it. */
+static void quantise_row(struct rows *r, uint32_t i) {
+    const size_t w = r->width, blocks = w / KVC__BLOCK;
+    if (r->quantise) {
+        r->m->kern->quantize(r->y + i * w, r->width, r->act.q + i * w, r->act.d + i * blocks,
+                             r->act.sum + i * blocks);
+    }
+}
+
+static void norm_row(struct rows *r, uint32_t i) {
+    const size_t at = (size_t)i * r->width;
+    r->m->kern->rms_norm(r->x + at, r->w, r->width, r->m->hp.norm_eps, r->y + at);
+    quantise_row(r, i);
+}
+
+static void add_row(struct rows *r, uint32_t i) {
+    r->m->kern->add(r->x + (size_t)i * r->width, r->y + (size_t)i * r->width, r->width);
+}
+
+/* y (gate) = SiLU(y) × x (up) */
+static void silu_row(struct rows *r, uint32_t i) {
+    r->m->kern->silu_mul(r->y + (size_t)i * r->width, r->x + (size_t)i * r->width, r->width);
+    quantise_row(r, i);
+}
+
+/* The activations of n rows at y, [n, width], rounded when a matrix of that type wants them so. */
+static struct rows rows_of(kvc_model *m, uint32_t n, uint32_t width, float *x, float *y,
+                           bool quantise) {
+    struct rows r = {.m = m, .x = x, .y = y, .n = n, .width = width, .quantise = quantise};
+    r.act = (kvc__act){.n = n,
+                       .n_col = width,
+                       .f = y,
+                       .f_stride = width,
+                       .q = m->work->q,
+                       .d = m->work->d,
+                       .sum = m->work->sum};
+    return r;
+}
+
+static void norm(struct rows *r, const float *w) {
+    r->w = w;
+    r->fn = norm_row;
+    each_row(r);
+}
+
+/* x += y */
+static void add(kvc_model *m, uint32_t n, uint32_t width, float *x, float *y) {
+    struct rows r = rows_of(m, n, width, x, y, false);
+    r.fn = add_row;
+    each_row(&r);
+}
+
+static bool wants_int8(uint32_t compute, uint32_t n, const kvc__mat *const *w) {
+    bool any = false;
+    for (uint32_t i = 0; i < n; i++) {
+        any |= kvc__mat_quantised(w[i]->type);
+    }
+    return any && compute == KVC_COMPUTE_INT8;
+}
+
+/* ---------------------------------------------------------------- attention and the clock */
+
+static bool ends(const kvc__part *p, uint32_t t) {
+    return (p->flag[t] & KVC__TOKEN_ENDS) != 0;
+}
+
+uint32_t kvc__part_length(const kvc__stack *stack, const uint8_t *flag, int32_t pos0, uint32_t n) {
+    if (stack->has_end == 0) {
+        return n;
+    }
+    for (uint32_t t = 0; t < n; t++) {
+        if (kvc__stack_cuts(stack, pos0 + (int32_t)t, (flag[t] & KVC__TOKEN_ENDS) != 0)) {
+            return t + 1;
+        }
+    }
+    return n;
+}
+
+/* The rows of a part that come next: to the end of their page, or to a tick. */
+static uint32_t piece_length(const kvc__part *p) {
+    const int32_t pos = p->pos0 + (int32_t)p->cursor;
+    uint32_t n = KVC_PAGE - (uint32_t)pos % KVC_PAGE;
+    n = n < p->n - p->cursor ? n : p->n - p->cursor;
+    for (uint32_t t = 0; t < n; t++) {
+        if (kvc__stack_ticks(p->stack, pos + (int32_t)t, ends(p, p->cursor + t))) {
+            return t + 1;
+        }
+    }
+    return n;
+}
+
+static kvc_step step_of(const kvc__part *p, uint32_t first, uint32_t n) {
+    const uint8_t flag = p->flag[first + n - 1];
+    uint32_t phase = KVC_PHASE_PROMPT;
+    if ((flag & KVC__TOKEN_ENDS) != 0) {
+        phase = KVC_PHASE_PROMPT_END;
+    } else if ((flag & KVC__TOKEN_WANTED) != 0) {
+        phase = KVC_PHASE_DECODE;
+    }
+    return (kvc_step){.struct_size = sizeof(kvc_step),
+                      .n = n,
+                      .pos = p->pos0 + (int32_t)first,
+                      .phase = phase,
+                      .replay = p->pos0 + (int32_t)first < p->new_pos,
+                      .last = p->last && first + n == p->n,
+                      .token = p->token + first};
+}
+
+struct seal {
+    kvc__store *store;
+    kvc__attend *attend;
+    uint32_t layer;
+    atomic_int failed; /* the lowest head's status: head × 64 − status, 0: none */
+};
+
+static void seal_item(void *arg, uint32_t head, uint32_t thread) {
+    struct seal *s = arg;
+    int32_t rc = kvc__store_seal_lane(s->store, s->layer, head, &s->attend->thread[thread].codec);
+    if (rc == KVC_OK) {
+        return;
+    }
+    const int mine = (int)head * 64 + (rc < 0 && rc > -64 ? -rc : -KVC_E_POLICY);
+    int seen = atomic_load(&s->failed);
+    while ((seen == 0 || mine < seen) && !atomic_compare_exchange_weak(&s->failed, &seen, mine)) {
+    }
+}
+
+/* Seals a layer's full open pages. */
+static int32_t seal(kvc_model *m, const kvc__part *p, uint32_t layer, int32_t pos) {
+    struct seal s = {.store = p->store, .attend = &m->work->attend, .layer = layer};
+    atomic_init(&s.failed, 0);
+    KVC_TRY(kvc__store_seal_begin(p->store, layer, p->err));
+    kvc__pool_run(m->pool, m->hp.n_head_kv, seal_item, &s);
+    kvc__store_seal_end(p->store, layer);
+    const int failed = atomic_load(&s.failed);
+    if (failed != 0) {
+        return kvc__stack_blame(p->stack, -(failed % 64), "encode", layer, (uint32_t)failed / 64,
+                                pos, p->err);
+    }
+    return KVC_OK;
+}
+
+/* What happens in a layer when a piece is through attention: sealing, ticks, freeing. */
+static int32_t finish_piece(kvc_model *m, kvc__part *p, uint32_t layer, uint32_t n) {
+    const int32_t last = p->pos0 + (int32_t)(p->cursor + n) - 1;
+    const bool end = ends(p, p->cursor + n - 1);
+    const bool full = (last + 1) % (int32_t)KVC_PAGE == 0;
+    if (full) {
+        KVC_TRY(seal(m, p, layer, last));
+    }
+    if (p->stack->has_page_end != 0 && kvc__stack_ticks(p->stack, last, end)) {
+        const kvc_step step = step_of(p, p->cursor, n);
+        const uint64_t t0 = kvc__clock_ns();
+        KVC_TRY(kvc__stack_page_end(p->stack, &step, layer, end, p->err));
+        m->work->policy_ns += kvc__clock_ns() - t0;
+        if ((p->stack->flags & KVC_PLAN_EVICTS) != 0) {
+            KVC_TRY(kvc__store_settle(p->store, layer));
+        }
+    }
+    if (full && p->stack->visible != NULL) {
+        /* One page more than queries can see is kept, so that going back a little needs no long
+         * replay. */
+        KVC_TRY(kvc__store_free_unseen(
+            p->store, layer, last + 1 > (int32_t)KVC_PAGE ? last + 1 - (int32_t)KVC_PAGE : 0));
+    }
+    return KVC_OK;
+}
+
+/* Cuts the next piece from every part that has rows left. */
+static uint32_t next_pieces(kvc__attend *a, kvc__part *part, uint32_t n_part) {
+    a->n_piece = 0;
+    for (uint32_t i = 0; i < n_part; i++) {
+        kvc__part *p = &part[i];
+        if (p->status < 0 || p->cursor == p->n) {
+            continue;
+        }
+        a->piece[a->n_piece++] = (kvc__piece){.stack = p->stack,
+                                              .store = p->store,
+                                              .row0 = p->row0 + p->cursor,
+                                              .n = piece_length(p),
+                                              .pos0 = p->pos0 + (int32_t)p->cursor,
+                                              .part = i};
+    }
+    return a->n_piece;
+}
+
+/* Attention of one layer for all parts, piece by piece. */
+static void attend_layer(kvc_model *m, uint32_t layer, kvc__part *part, uint32_t n_part) {
+    kvc__attend *a = &m->work->attend;
+    for (uint32_t i = 0; i < n_part; i++) {
+        part[i].cursor = 0;
+    }
+    while (next_pieces(a, part, n_part) > 0) {
+        kvc__attend_run(a, layer);
+        for (uint32_t i = 0; i < a->n_piece; i++) {
+            const kvc__piece *pc = &a->piece[i];
+            kvc__part *p = &part[pc->part];
+            if (pc->status < 0) {
+                p->status = kvc__stack_blame(p->stack, pc->status, pc->call, layer, pc->head,
+                                             pc->pos0, p->err);
+                continue;
+            }
+            p->status = finish_piece(m, p, layer, pc->n);
+            p->cursor += pc->n;
+        }
+    }
+}
+
+/* ---------------------------------------------------------------- a layer, and the whole */
+
+static void layer_attention(kvc_model *m, uint32_t il, uint32_t n_part, uint32_t n,
+                            uint32_t compute) {
+    kvc__work *w = m->work;
+    const kvc__layer *l = &m->layer[il];
+    const kvc__hparams *hp = &m->hp;
+    const kvc__mat *const qkv[] = {&l->q, &l->k, &l->v}, *const o[] = {&l->o};
+    float *const to[] = {w->attend.q, w->attend.k, w->attend.v};
+    struct rows r = rows_of(m, n, hp->n_embd, w->x, w->h, wants_int8(compute, 3, qkv));
+    norm(&r, l->attn_norm);
+    multiply(m, &r.act, r.quantise, 3, qkv, to);
+
+    const uint64_t t0 = kvc__clock_ns();
+    attend_layer(m, il, w->part, n_part);
+    w->attention_ns += kvc__clock_ns() - t0;
+
+    r = rows_of(m, n, hp->n_head * hp->dim_v, NULL, w->attend.out, wants_int8(compute, 1, o));
+    r.fn = quantise_row;
+    each_row(&r);
+    multiply(m, &r.act, r.quantise, 1, o, (float *const[]){w->h});
+    add(m, n, hp->n_embd, w->x, w->h);
+}
+
+static void layer_feed_forward(kvc_model *m, uint32_t il, uint32_t n, uint32_t compute) {
+    kvc__work *w = m->work;
+    const kvc__layer *l = &m->layer[il];
+    const kvc__hparams *hp = &m->hp;
+    const kvc__mat *const gate_up[] = {&l->gate, &l->up}, *const down[] = {&l->down};
+    struct rows r = rows_of(m, n, hp->n_embd, w->x, w->h, wants_int8(compute, 2, gate_up));
+    norm(&r, l->ffn_norm);
+    multiply(m, &r.act, r.quantise, 2, gate_up, (float *const[]){w->gate, w->up});
+
+    r = rows_of(m, n, hp->n_ff, w->up, w->gate, wants_int8(compute, 1, down));
+    r.fn = silu_row;
+    each_row(&r);
+    multiply(m, &r.act, r.quantise, 1, down, (float *const[]){w->h});
+    add(m, n, hp->n_embd, w->x, w->h);
+}
+
+static void embed_row(struct rows *r, uint32_t i) {
+    const kvc__part *p = r->part;
+    while (i >= p->row0 + p->n) {
+        p++;
+    }
+    kvc__mat_row(&r->m->embd, (uint32_t)p->token[i - p->row0], r->x + (size_t)i * r->width);
+}
+
+/* Logits of up to KVC__HEAD_ROWS gathered rows at x, then to their sessions. */
+static void head_rows(kvc_model *m, uint32_t n, float *const *to, uint32_t compute) {
+    kvc__work *w = m->work;
+    const kvc__mat *const head[] = {&m->head};
+    struct rows r = rows_of(m, n, m->hp.n_embd, w->h, w->h, wants_int8(compute, 1, head));
+    norm(&r, m->out_norm);
+    const size_t vocab = m->hp.n_vocab;
+    bool dense = true;
+    for (uint32_t i = 1; i < n; i++) {
+        dense &= to[i] == to[0] + i * vocab;
+    }
+    multiply(m, &r.act, r.quantise, 1, head, (float *const[]){dense ? to[0] : w->logits});
+    for (uint32_t i = 0; i < n && !dense; i++) {
+        memcpy(to[i], w->logits + i * vocab, vocab * sizeof(float));
+    }
+}
+
+/* Logits of the tokens that were asked for. */
+static void output(kvc_model *m, uint32_t n_part, uint32_t compute) {
+    kvc__work *w = m->work;
+    const size_t embd = m->hp.n_embd;
+    float *to[KVC__HEAD_ROWS];
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < n_part; i++) {
+        const kvc__part *p = &w->part[i];
+        for (uint32_t t = 0; p->status == KVC_OK && t < p->n; t++) {
+            if (p->want[t] < 0) {
+                continue;
+            }
+            memcpy(w->h + n * embd, w->x + (p->row0 + t) * embd, embd * sizeof(float));
+            to[n++] = p->logits + (size_t)p->want[t] * m->hp.n_vocab;
+            if (n == KVC__HEAD_ROWS) {
+                head_rows(m, n, to, compute);
+                n = 0;
+            }
+        }
+    }
+    if (n > 0) {
+        head_rows(m, n, to, compute);
+    }
+}
+
+/* Marks the parts whose caller cancelled; false when none is left to compute. */
+static bool any_left(kvc__part *part, uint32_t n_part) {
+    bool left = false;
+    for (uint32_t i = 0; i < n_part; i++) {
+        kvc__part *p = &part[i];
+        if (p->status == KVC_OK && atomic_load(p->cancel) != 0) {
+            p->status = kvc__fail(p->err, KVC_E_CANCELLED, "the call was cancelled");
+        }
+        left |= p->status == KVC_OK;
+    }
+    return left;
+}
+
+void kvc__forward(kvc_model *m, uint32_t n_part, uint32_t compute) {
+    kvc__work *w = m->work;
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < n_part; i++) {
+        w->part[i].row0 = n;
+        w->part[i].status = KVC_OK;
+        n += w->part[i].n;
+    }
+    struct rows r = rows_of(m, n, m->hp.n_embd, w->x, w->x, false);
+    r.fn = embed_row;
+    r.part = w->part;
+    each_row(&r);
+    for (uint32_t il = 0; il < m->hp.n_layer; il++) {
+        if (!any_left(w->part, n_part)) {
+            return;
+        }
+        layer_attention(m, il, n_part, n, compute);
+        layer_feed_forward(m, il, n, compute);
+    }
+    output(m, n_part, compute);
+}
+
+/* ---------------------------------------------------------------- scratch */
+
+static size_t max3(size_t a, size_t b, size_t c) {
+    a = a > b ? a : b;
+    return a > c ? a : c;
+}
+
+static size_t tile_floats(const kvc_model *m) {
+    size_t most = kvc__tile_bytes(&m->head);
+    for (uint32_t i = 0; i < m->hp.n_layer; i++) {
+        const kvc__layer *l = &m->layer[i];
+        most =
+            max3(most, max3(kvc__tile_bytes(&l->q), kvc__tile_bytes(&l->k), kvc__tile_bytes(&l->v)),
+                 kvc__tile_bytes(&l->o));
+        most = max3(
+            most,
+            max3(kvc__tile_bytes(&l->gate), kvc__tile_bytes(&l->up), kvc__tile_bytes(&l->down)), 0);
+    }
+    return (most / sizeof(float) + 15) & ~(size_t)15;
+}
+
+static int32_t work_create(kvc_model *m, kvc__err *err) {
+    kvc__work *w = kvc__alloc(&m->mem, sizeof *w);
+    if (w == NULL) {
+        return kvc__fail(err, KVC_E_NOMEM, "no memory for a batch's scratch");
+    }
+    m->work = w;
+    m->work_free = kvc__work_free;
+    const kvc__hparams *hp = &m->hp;
+    const size_t n = m->n_batch;
+    w->widest = max3(hp->n_embd, hp->n_ff, (size_t)hp->n_head * hp->dim_v);
+    w->widest = (w->widest + 31) & ~(size_t)31;
+    w->tile_floats = tile_floats(m);
+    w->part = kvc__alloc_n(&m->mem, n, sizeof *w->part);
+    w->want = kvc__alloc_n(&m->mem, n, sizeof *w->want);
+    w->x = kvc__alloc_n(&m->mem, n * hp->n_embd, sizeof(float));
+    w->h = kvc__alloc_n(&m->mem, n * hp->n_embd, sizeof(float));
+    w->gate = kvc__alloc_n(&m->mem, n * hp->n_ff, sizeof(float));
+    w->up = kvc__alloc_n(&m->mem, n * hp->n_ff, sizeof(float));
+    w->q = kvc__alloc_n(&m->mem, n * w->widest, 1);
+    w->d = kvc__alloc_n(&m->mem, n * w->widest / 32, sizeof(float));
+    w->sum = kvc__alloc_n(&m->mem, n * w->widest / 32, sizeof(int32_t));
+    w->tile = kvc__alloc_n(&m->mem, w->tile_floats * kvc__pool_n_thread(m->pool), sizeof(float));
+    w->logits = kvc__alloc_n(&m->mem, (size_t)KVC__HEAD_ROWS * hp->n_vocab, sizeof(float));
+    if (w->part == NULL || w->want == NULL || w->x == NULL || w->h == NULL || w->gate == NULL ||
+        w->up == NULL || w->q == NULL || w->d == NULL || w->sum == NULL || w->tile == NULL ||
+        w->logits == NULL) {
+        kvc__work_free(m);
+        return kvc__fail(err, KVC_E_NOMEM, "no memory for a batch's scratch; lower n_batch");
+    }
+    return KVC_OK;
+}
+
+int32_t kvc__work_reserve(kvc_model *model, uint32_t n_ctx, bool observe, bool select,
+                          kvc__err *err) {
+    if (model->work == NULL) {
+        KVC_TRY(work_create(model, err));
+    }
+    return kvc__attend_reserve(&model->work->attend, model, n_ctx, observe, select, err);
+}
+
+void kvc__work_free(kvc_model *model) {
+    kvc__work *w = model->work;
+    if (w == NULL) {
+        return;
+    }
+    const kvc__hparams *hp = &model->hp;
+    kvc__mem *m = &model->mem;
+    const size_t n = model->n_batch, f = sizeof(float);
+    kvc__attend_free(&w->attend, model);
+    kvc__free(m, w->part, n * sizeof *w->part);
+    kvc__free(m, w->want, n * sizeof *w->want);
+    kvc__free(m, w->x, n * hp->n_embd * f);
+    kvc__free(m, w->h, n * hp->n_embd * f);
+    kvc__free(m, w->gate, n * hp->n_ff * f);
+    kvc__free(m, w->up, n * hp->n_ff * f);
+    kvc__free(m, w->q, n * w->widest);
+    kvc__free(m, w->d, n * w->widest / 32 * f);
+    kvc__free(m, w->sum, n * w->widest / 32 * sizeof(int32_t));
+    kvc__free(m, w->tile, w->tile_floats * kvc__pool_n_thread(model->pool) * f);
+    kvc__free(m, w->logits, KVC__HEAD_ROWS * (size_t)hp->n_vocab * f);
+    kvc__free(m, w, sizeof *w);
+    model->work = NULL;
+}

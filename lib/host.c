@@ -1,0 +1,329 @@
+/* SPDX-License-Identifier: MIT
+ * host.c: the table of services that a policy is given, and its two extensions: the store and the
+ * kernels. Every argument comes from a plugin and is checked. It trusts ctx to be the stage that
+ * the table was made for. */
+#include "os.h"
+#include "stack.h"
+#include "store.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* ---------------------------------------------------------------- basic services */
+
+static void note_peak(kvc__stage *st) {
+    int64_t now = (int64_t)atomic_load(&st->mem.used) + atomic_load(&st->other);
+    int64_t peak = atomic_load(&st->peak);
+    while (now > peak && !atomic_compare_exchange_weak(&st->peak, &peak, now)) {
+    }
+}
+
+static void *host_realloc(void *ctx, void *p, size_t old_size, size_t new_size, size_t align) {
+    kvc__stage *st = ctx;
+    if (align == 0 || (align & (align - 1)) != 0 || align > 4096) {
+        return NULL;
+    }
+    void *q = kvc__realloc(&st->mem, p, old_size, new_size, align);
+    note_peak(st);
+    return q;
+}
+
+static void host_account(void *ctx, uint32_t kind, int64_t delta) {
+    kvc__stage *st = ctx;
+    if (kind == KVC_BYTES_MEMORY) {
+        atomic_fetch_add(&st->other, delta);
+        note_peak(st);
+    } else if (kind == KVC_BYTES_DISK) {
+        atomic_fetch_add(&st->disk, delta);
+    }
+}
+
+static int32_t host_fail(void *ctx, int32_t code, const char *text) {
+    kvc__stage *st = ctx;
+    pthread_mutex_lock(&st->lock);
+    snprintf(st->said.text, sizeof st->said.text, "%s", text != NULL ? text : "");
+    pthread_mutex_unlock(&st->lock);
+    return code;
+}
+
+static void host_log(void *ctx, uint32_t level, const char *text) {
+    const kvc__stage *st = ctx;
+    if (st->stack->log != NULL && text != NULL) {
+        st->stack->log(st->stack->log_user, level, text);
+    }
+}
+
+struct for_arg {
+    void (*fn)(void *arg, uint32_t i);
+    void *arg;
+};
+
+static void for_item(void *arg, uint32_t item, uint32_t thread) {
+    const struct for_arg *f = arg;
+    (void)thread;
+    f->fn(f->arg, item);
+}
+
+static void host_parallel_for(void *ctx, uint32_t n, void (*fn)(void *arg, uint32_t i), void *arg) {
+    kvc__stage *st = ctx;
+    struct for_arg f = {fn, arg};
+    if (fn != NULL) {
+        kvc__pool_run(st->stack->pool, n, for_item, &f);
+    }
+}
+
+static uint64_t host_clock(void *ctx) {
+    (void)ctx;
+    return kvc__clock_ns();
+}
+
+static uint64_t host_rand(void *ctx) {
+    kvc__stage *st = ctx;
+    uint64_t x = st->rng += 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
+
+/* ---------------------------------------------------------------- kvc.host.store/1 */
+
+/* The lane of (layer, head), or a failure when there is none. */
+static int32_t lane_of(const kvc__stage *st, uint32_t layer, uint32_t head, uint32_t *lane) {
+    const kvc__store *s = st->stack->store;
+    if (s == NULL || layer >= st->stack->n_layer || head >= st->stack->n_head_kv[layer]) {
+        return KVC_E_RANGE;
+    }
+    *lane = s->lane0[layer] + head;
+    return KVC_OK;
+}
+
+static uint32_t store_count(void *ctx, uint32_t layer, uint32_t head) {
+    const kvc__stage *st = ctx;
+    uint32_t lane;
+    return lane_of(st, layer, head, &lane) < 0 ? 0 : st->stack->store->lane[lane].n_live;
+}
+
+static int32_t store_pos(void *ctx, uint32_t layer, uint32_t head, uint32_t first, uint32_t n,
+                         int32_t *out) {
+    const kvc__stage *st = ctx;
+    uint32_t lane;
+    KVC_TRY(lane_of(st, layer, head, &lane));
+    return kvc__store_read_pos(st->stack->store, lane, first, n, out);
+}
+
+/* A stage's number of a column to the store's. */
+static int32_t column_of(const kvc__stage *st, uint32_t col, bool write, uint32_t *out) {
+    if (col == KVC_COLUMN_MASS && (st->plan.observe & KVC_OBSERVE_MASS) != 0) {
+        *out = KVC__COL_MASS;
+    } else if (col == KVC_COLUMN_MASS_LAST && (st->plan.observe & KVC_OBSERVE_MASS_LAST) != 0 &&
+               !write) {
+        *out = KVC__COL_MASS_LAST;
+    } else if (col < st->plan.n_column) {
+        *out = st->column + col;
+    } else {
+        return KVC_E_RANGE;
+    }
+    return KVC_OK;
+}
+
+static int32_t store_get(void *ctx, uint32_t layer, uint32_t head, uint32_t col, uint32_t first,
+                         uint32_t n, float *out) {
+    const kvc__stage *st = ctx;
+    uint32_t lane, c;
+    KVC_TRY(lane_of(st, layer, head, &lane));
+    KVC_TRY(column_of(st, col, false, &c));
+    return kvc__store_column_get(st->stack->store, lane, c, first, n, out);
+}
+
+static int32_t store_set(void *ctx, uint32_t layer, uint32_t head, uint32_t col, uint32_t first,
+                         uint32_t n, const float *in) {
+    const kvc__stage *st = ctx;
+    uint32_t lane, c;
+    KVC_TRY(lane_of(st, layer, head, &lane));
+    KVC_TRY(column_of(st, col, true, &c));
+    return kvc__store_column_set(st->stack->store, lane, c, first, n, in);
+}
+
+static int32_t may_evict(const kvc__stage *st, uint32_t layer) {
+    if ((st->plan.flags & KVC_PLAN_EVICTS) == 0 || st->evict == KVC__EVICT_NEVER) {
+        return KVC_E_UNSUPPORTED;
+    }
+    return st->evict == KVC__EVICT_LAYER && layer != st->evict_layer ? KVC_E_RANGE : KVC_OK;
+}
+
+/* Heads [*head, *end) that a call means. */
+static int32_t heads_of(const kvc__stage *st, uint32_t layer, uint32_t *head, uint32_t *end) {
+    if (st->stack->store == NULL || layer >= st->stack->n_layer) {
+        return KVC_E_RANGE;
+    }
+    const uint32_t n = st->stack->n_head_kv[layer];
+    if (*head == KVC_ALL) {
+        *head = 0;
+        *end = n;
+        return KVC_OK;
+    }
+    *end = *head + 1;
+    return *head < n ? KVC_OK : KVC_E_RANGE;
+}
+
+static int32_t store_keep(void *ctx, uint32_t layer, uint32_t head, const uint32_t *index,
+                          uint32_t n) {
+    const kvc__stage *st = ctx;
+    uint32_t end;
+    KVC_TRY(heads_of(st, layer, &head, &end));
+    KVC_TRY(may_evict(st, layer));
+    for (; head < end; head++) {
+        KVC_TRY(kvc__store_keep(st->stack->store, st->stack->store->lane0[layer] + head, index, n));
+    }
+    return KVC_OK;
+}
+
+static int32_t store_drop(void *ctx, uint32_t layer, uint32_t head, int32_t first, int32_t last) {
+    const kvc__stage *st = ctx;
+    uint32_t end;
+    KVC_TRY(heads_of(st, layer, &head, &end));
+    KVC_TRY(may_evict(st, layer));
+    for (; head < end; head++) {
+        KVC_TRY(
+            kvc__store_drop(st->stack->store, st->stack->store->lane0[layer] + head, first, last));
+    }
+    return KVC_OK;
+}
+
+static int32_t store_read(void *ctx, uint32_t layer, uint32_t head, uint32_t first, uint32_t n,
+                          float *k, float *v) {
+    const kvc__stage *st = ctx;
+    uint32_t lane;
+    KVC_TRY(lane_of(st, layer, head, &lane));
+    return kvc__store_read(st->stack->store, layer, head, first, n, k, v);
+}
+
+static size_t store_entry_bytes(void *ctx, uint32_t layer) {
+    const kvc__stage *st = ctx;
+    if (layer >= st->stack->n_layer) {
+        return 0;
+    }
+    return (st->stack->shape[layer].page_bytes + KVC_PAGE - 1) / KVC_PAGE;
+}
+
+static const kvc_host_store host_store = {.struct_size = sizeof(kvc_host_store),
+                                          .count = store_count,
+                                          .pos = store_pos,
+                                          .get = store_get,
+                                          .set = store_set,
+                                          .keep = store_keep,
+                                          .drop = store_drop,
+                                          .read = store_read,
+                                          .entry_bytes = store_entry_bytes};
+
+/* ---------------------------------------------------------------- kvc.host.math/1 */
+
+static const kvc__kern *kern_of(void *ctx) {
+    const kvc__stage *st = ctx;
+    return st->stack->kern;
+}
+
+static size_t math_i8_bytes(void *ctx, uint32_t dim) {
+    (void)ctx;
+    return kvc__i8_bytes(dim);
+}
+
+static void math_i8_pack_k(void *ctx, const float *rows, uint32_t stride, uint32_t dim, void *dst) {
+    kern_of(ctx)->i8_pack_k(rows, stride, dim, dst);
+}
+
+static void math_i8_pack_v(void *ctx, const float *rows, uint32_t stride, uint32_t dim, void *dst) {
+    kern_of(ctx)->i8_pack_v(rows, stride, dim, dst);
+}
+
+static void math_i8_unpack_k(void *ctx, const void *src, uint32_t dim, float *out) {
+    kern_of(ctx)->i8_unpack_k(src, dim, out);
+}
+
+static void math_i8_unpack_v(void *ctx, const void *src, uint32_t dim, float *out) {
+    kern_of(ctx)->i8_unpack_v(src, dim, out);
+}
+
+static void math_i8_score(void *ctx, const void *src, uint32_t dim, const float *q, uint32_t n_q,
+                          float *s) {
+    const kvc__stage *st = ctx;
+    if (st->stack->compute == KVC_COMPUTE_INT8) {
+        kern_of(ctx)->i8_score_q(src, dim, q, n_q, s);
+    } else {
+        kern_of(ctx)->i8_score_f(src, dim, q, n_q, s);
+    }
+}
+
+static void math_i8_mix(void *ctx, const void *src, uint32_t dim, const float *p, uint32_t n_q,
+                        float *acc) {
+    kern_of(ctx)->i8_mix(src, dim, p, n_q, acc);
+}
+
+/* Copies the scale and `count` pieces of `size` bytes, `step` apart, from one packed row to
+ * another. */
+static void i8_move(void *dst, uint32_t to, const void *src, uint32_t from, uint32_t count,
+                    uint32_t size, uint32_t step) {
+    uint8_t *d = dst;
+    const uint8_t *s = src;
+    memmove(d + 2 * (size_t)to, s + 2 * (size_t)from, 2);
+    d += 2 * KVC_PAGE;
+    s += 2 * KVC_PAGE;
+    for (size_t i = 0; i < count; i++) {
+        memmove(d + i * step + (size_t)to * size, s + i * step + (size_t)from * size, size);
+    }
+}
+
+static void math_i8_move_k(void *ctx, uint32_t dim, void *dst, uint32_t to, const void *src,
+                           uint32_t from) {
+    (void)ctx;
+    i8_move(dst, to, src, from, dim / 4, 4, 4 * KVC_PAGE);
+}
+
+static void math_i8_move_v(void *ctx, uint32_t dim, void *dst, uint32_t to, const void *src,
+                           uint32_t from) {
+    (void)ctx;
+    i8_move(dst, to, src, from, 1, dim, dim * KVC_PAGE);
+}
+
+static const kvc_host_math host_math = {.struct_size = sizeof(kvc_host_math),
+                                        .i8_bytes = math_i8_bytes,
+                                        .i8_pack_k = math_i8_pack_k,
+                                        .i8_pack_v = math_i8_pack_v,
+                                        .i8_unpack_k = math_i8_unpack_k,
+                                        .i8_unpack_v = math_i8_unpack_v,
+                                        .i8_score = math_i8_score,
+                                        .i8_mix = math_i8_mix,
+                                        .i8_move_k = math_i8_move_k,
+                                        .i8_move_v = math_i8_move_v};
+
+/* ---------------------------------------------------------------- the table */
+
+static const void *host_extension(void *ctx, const char *id) {
+    (void)ctx;
+    if (id == NULL) {
+        return NULL;
+    }
+    if (strcmp(id, KVC_HOST_STORE) == 0) {
+        return &host_store;
+    }
+    return strcmp(id, KVC_HOST_MATH) == 0 ? &host_math : NULL;
+}
+
+void kvc__host_init(kvc__stage *stage, const kvc__stack_env *env) {
+    kvc__mem_init(&stage->mem, NULL, env->mem);
+    stage->mem.a = env->mem->a;
+    atomic_init(&stage->other, 0);
+    atomic_init(&stage->disk, 0);
+    atomic_init(&stage->peak, 0);
+    stage->host = (kvc_host){.struct_size = sizeof(kvc_host),
+                             .abi = KVC_POLICY_ABI,
+                             .ctx = stage,
+                             .realloc = host_realloc,
+                             .account = host_account,
+                             .fail = host_fail,
+                             .log = host_log,
+                             .parallel_for = host_parallel_for,
+                             .clock_ns = host_clock,
+                             .rand_u64 = host_rand,
+                             .extension = host_extension};
+}

@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: MIT
+ * stack.h: the stages of a session: made from a spec, their plans merged into one, their hooks
+ * called. The one place that calls a policy's functions (page codecs apart: codec.h). It never asks
+ * which policy it has. */
+#ifndef KVC_STACK_H
+#define KVC_STACK_H
+
+#include "codec.h"
+#include "err.h"
+#include "mem.h"
+#include "pool.h"
+#include "registry.h"
+#include "spec.h"
+
+#include "kvc/policy.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+struct kvc__store;
+
+/** Columns that the engine fills, in front of the stages' own. */
+enum { KVC__COL_MASS = 0, KVC__COL_MASS_LAST = 1, KVC__N_COL_ENGINE = 2 };
+
+/** What a stage may do to the store right now. */
+enum {
+    KVC__EVICT_NEVER = 0,
+    KVC__EVICT_LAYER, /* in page_end: one layer */
+    KVC__EVICT_ALL    /* in end */
+};
+
+/** One stage. Its address is the ctx of its host table. */
+typedef struct kvc__stage {
+    kvc__policy policy;
+    kvc_value *value; /* [n_param] */
+    kvc_host host;
+    kvc_plan plan;
+    kvc_format *format; /* [n_layer], the plan's */
+    void *self;
+    kvc__mem mem;               /* what it holds by the host's allocator */
+    atomic_int_least64_t other; /* accounted memory */
+    atomic_int_least64_t disk;  /* accounted files */
+    atomic_int_least64_t peak;  /* the most of mem + other */
+    uint64_t hook_ns;
+    uint64_t rng;
+    uint32_t column; /* first of its own columns in the store */
+    uint32_t evict;  /* KVC__EVICT_… */
+    uint32_t evict_layer;
+    pthread_mutex_t lock; /* guards said */
+    kvc__err said;        /* its last fail() */
+    struct kvc__stack *stack;
+} kvc__stage;
+
+/** What a stack is made for. */
+typedef struct kvc__stack_env {
+    kvc__mem *mem;
+    const kvc__kern *kern;
+    kvc__pool *pool;
+    const kvc_shape *shape;
+    uint64_t seed;
+    kvc_log_fn log;
+    void *log_user;
+} kvc__stack_env;
+
+/** The merged stages. */
+typedef struct kvc__stack {
+    kvc__mem *mem;
+    kvc__pool *pool;
+    const kvc__kern *kern;
+    uint32_t compute, n_layer, n_ctx;
+    kvc_log_fn log;
+    void *log_user;
+    uint32_t n_stage;
+    kvc__stage *stage; /* [n_stage] */
+    char *spec;        /* in full */
+    size_t spec_bytes;
+    /* the merged plan */
+    kvc__page_shape *shape; /* [n_layer] */
+    uint32_t *n_head_kv;    /* [n_layer] */
+    kvc__codec codec;
+    uint32_t flags, observe, positions;
+    uint32_t n_column; /* the stages' own, all together */
+    uint32_t chunk_invariant;
+    kvc__stage *visible, *select; /* the stage that answers, or NULL */
+    uint32_t has_begin, has_append, has_page_end, has_end;
+    struct kvc__store *store; /* set by the session */
+} kvc__stack;
+
+/** Loads, creates and merges the stages of a spec. On failure out is zeroed. */
+int32_t kvc__stack_create(const kvc__stack_env *env, const kvc__search *search, const char *spec,
+                          kvc__stack *out, kvc__err *err);
+/** Destroys the stages; a zeroed stack is legal. */
+void kvc__stack_destroy(kvc__stack *s);
+
+/** True when one of the stages ticks after the token at pos; prompt_end: a prompt ends there. */
+bool kvc__stack_ticks(const kvc__stack *s, int32_t pos, bool prompt_end);
+/** True when a tick after pos must end a batch (a stage with `end`). */
+bool kvc__stack_cuts(const kvc__stack *s, int32_t pos, bool prompt_end);
+
+/** Hooks. Each calls the stages left to right; a failure names policy, call, layer and head in err.
+ */
+int32_t kvc__stack_begin(kvc__stack *s, const kvc_step *step, int32_t *from, kvc__err *err);
+int32_t kvc__stack_append(kvc__stack *s, const kvc_rows *rows);
+int32_t kvc__stack_select(kvc__stack *s, const kvc_rows *query, uint64_t *page, uint32_t n_page);
+int32_t kvc__stack_page_end(kvc__stack *s, const kvc_step *step, uint32_t layer, bool prompt_end,
+                            kvc__err *err);
+int32_t kvc__stack_end(kvc__stack *s, const kvc_step *step, bool prompt_end, kvc__err *err);
+int32_t kvc__stack_rewind(kvc__stack *s, int32_t pos, int32_t *out, kvc__err *err);
+int32_t kvc__stack_truncate(kvc__stack *s, int32_t pos, kvc__err *err);
+
+/** The ranges of positions that the query at pos of that layer sees, the layer's own window and the
+ * query's own position included: at most KVC_MAX_RANGES + 1 of them, ascending, disjoint,
+ * non-empty. KVC_E_POLICY when a stage's answer is none of that. */
+int32_t kvc__stack_visible(const kvc__stack *s, uint32_t layer, int32_t pos, kvc_range *out,
+                           uint32_t *n);
+
+/** Completes the sentence for a failure that worker calls met at (layer, head, pos). */
+int32_t kvc__stack_blame(const kvc__stack *s, int32_t code, const char *call, uint32_t layer,
+                         uint32_t head, int32_t pos, kvc__err *err);
+
+/** Bytes of all stages: memory and disk. */
+void kvc__stack_bytes(const kvc__stack *s, uint64_t *memory, uint64_t *disk);
+
+/** The host table of a stage (host.c). */
+void kvc__host_init(kvc__stage *stage, const kvc__stack_env *env);
+
+#endif

@@ -1,0 +1,694 @@
+/* SPDX-License-Identifier: MIT
+ * store.c: pages, lanes, masks and columns. Everything here is bookkeeping around a codec;
+ * evictions only clear bits of live masks, and settling after a tick frees what is empty and moves
+ * what can be moved. */
+#include "store.h"
+
+#include "os.h"
+
+#include <string.h>
+
+/* ---------------------------------------------------------------- small helpers */
+
+static uint64_t bits_below(uint32_t n) {
+    return n >= 64 ? ~(uint64_t)0 : ((uint64_t)1 << n) - 1;
+}
+
+static uint32_t popcount(uint64_t x) {
+    return (uint32_t)__builtin_popcountll(x);
+}
+
+static uint64_t page_live(const kvc__lane *l, uint32_t i) {
+    return i == l->n_page ? l->open_live : l->page[i].live;
+}
+
+static int32_t *moved_pos(const kvc__store *s, uint32_t lane, uint32_t i) {
+    return s->pos + ((size_t)lane * s->cap_page + i) * KVC_PAGE;
+}
+
+const uint8_t *kvc__store_page(const kvc__store *s, uint32_t layer, const kvc__ref *ref) {
+    if (ref->slot == KVC__NO_SLOT) {
+        return NULL;
+    }
+    return s->arena[layer].base + (size_t)ref->slot * s->arena[layer].page_bytes;
+}
+
+uint32_t kvc__store_positions(const kvc__store *s, uint32_t lane, uint32_t i, int32_t *out) {
+    const kvc__lane *l = &s->lane[lane];
+    const bool open = i == l->n_page;
+    const uint32_t n = open ? l->open_n : l->page[i].n;
+    if (!open && l->page[i].moved != 0) {
+        memcpy(out, moved_pos(s, lane, i), n * sizeof *out);
+        return n;
+    }
+    const int32_t pos0 = open ? l->open_pos0 : l->page[i].pos0;
+    for (uint32_t e = 0; e < n; e++) {
+        out[e] = pos0 + (int32_t)e;
+    }
+    return n;
+}
+
+float *kvc__store_column(const kvc__store *s, uint32_t lane, uint32_t col, uint32_t i) {
+    if (s->column == NULL) {
+        return NULL;
+    }
+    const size_t per = ((size_t)s->cap_page + 1) * KVC_PAGE;
+    return s->column + ((size_t)lane * s->n_column + col) * per + (size_t)i * KVC_PAGE;
+}
+
+/* ---------------------------------------------------------------- making and freeing */
+
+/* Reserves count × size bytes; zero of them is fine. */
+static int32_t reserve_n(size_t count, size_t size, size_t *bytes, void **out, kvc__err *err) {
+    size_t n;
+    if (!kvc__mul_size(count, size, &n) || (n > 0 && (*out = kvc__reserve(n)) == NULL)) {
+        return kvc__fail(err, KVC_E_NOMEM,
+                         "can't reserve address space for the cache; lower n_ctx");
+    }
+    *bytes = n;
+    return KVC_OK;
+}
+
+static int32_t arena_create(kvc__store *s, uint32_t layer, kvc__err *err) {
+    kvc__arena *a = &s->arena[layer];
+    const uint32_t heads = s->lane0[layer + 1] - s->lane0[layer];
+    void *base = NULL;
+    a->page_bytes = s->stack->shape[layer].page_bytes;
+    a->n_slot = heads * s->cap_page;
+    KVC_TRY(reserve_n(a->n_slot, a->page_bytes, &a->reserved, &base, err));
+    a->base = base;
+    a->used = kvc__alloc_n(s->mem, (a->n_slot + 63) / 64, sizeof *a->used);
+    return a->used != NULL ? KVC_OK
+                           : kvc__fail(err, KVC_E_NOMEM, "no memory for the cache's page tables");
+}
+
+/* The open pages of all lanes, one after the other. */
+static int32_t open_create(kvc__store *s, kvc__err *err) {
+    size_t total = 0;
+    for (uint32_t i = 0; i < s->n_layer; i++) {
+        const kvc__page_shape *sh = &s->stack->shape[i];
+        total += (s->lane0[i + 1] - s->lane0[i]) * (sh->open_k_bytes + sh->open_v_bytes);
+    }
+    s->open = kvc__alloc(s->mem, total);
+    if (s->open == NULL) {
+        return kvc__fail(err, KVC_E_NOMEM, "no memory for the cache's open pages (%zu bytes)",
+                         total);
+    }
+    s->open_bytes = total;
+    uint8_t *at = s->open;
+    for (uint32_t i = 0; i < s->n_layer; i++) {
+        const kvc__page_shape *sh = &s->stack->shape[i];
+        for (uint32_t j = s->lane0[i]; j < s->lane0[i + 1]; j++) {
+            s->lane[j].open_k = at;
+            s->lane[j].open_v = at + sh->open_k_bytes;
+            at += sh->open_k_bytes + sh->open_v_bytes;
+        }
+    }
+    return KVC_OK;
+}
+
+static int32_t tables_create(kvc__store *s, kvc__err *err) {
+    s->lane0 = kvc__alloc_n(s->mem, s->n_layer + 1, sizeof *s->lane0);
+    s->arena = kvc__alloc_n(s->mem, s->n_layer, sizeof *s->arena);
+    if (s->lane0 == NULL || s->arena == NULL) {
+        return kvc__fail(err, KVC_E_NOMEM, "no memory for the cache's page tables");
+    }
+    for (uint32_t i = 0; i < s->n_layer; i++) {
+        s->lane0[i + 1] = s->lane0[i] + s->stack->n_head_kv[i];
+    }
+    s->n_lane = s->lane0[s->n_layer];
+    s->lane = kvc__alloc_n(s->mem, s->n_lane, sizeof *s->lane);
+    s->refs = kvc__alloc_n(s->mem, (size_t)s->n_lane * s->cap_page, sizeof *s->refs);
+    if (s->lane == NULL || s->refs == NULL) {
+        return kvc__fail(err, KVC_E_NOMEM, "no memory for the cache's page tables");
+    }
+    for (uint32_t i = 0; i < s->n_lane; i++) {
+        s->lane[i].page = s->refs + (size_t)i * s->cap_page;
+    }
+    return KVC_OK;
+}
+
+static int32_t store_build(kvc__store *s, kvc__err *err) {
+    kvc__stack *stack = s->stack;
+    KVC_TRY(tables_create(s, err));
+    KVC_TRY(open_create(s, err));
+    for (uint32_t i = 0; i < s->n_layer; i++) {
+        KVC_TRY(arena_create(s, i, err));
+    }
+    const uint32_t mass = KVC_OBSERVE_MASS | KVC_OBSERVE_MASS_LAST;
+    void *p = NULL;
+    if ((stack->observe & mass) != 0 || stack->n_column > 0) {
+        s->n_column = KVC__N_COL_ENGINE + stack->n_column;
+        size_t per = ((size_t)s->cap_page + 1) * KVC_PAGE * s->n_column;
+        KVC_TRY(reserve_n((size_t)s->n_lane * per, sizeof(float), &s->column_reserved, &p, err));
+        s->column = p;
+    }
+    if ((stack->flags & KVC_PLAN_EVICTS) != 0) {
+        size_t per = (size_t)s->cap_page * KVC_PAGE;
+        p = NULL;
+        KVC_TRY(reserve_n((size_t)s->n_lane * per, sizeof(int32_t), &s->pos_reserved, &p, err));
+        s->pos = p;
+    }
+    return KVC_OK;
+}
+
+int32_t kvc__store_create(kvc__mem *mem, kvc__stack *stack, kvc__store *out, kvc__err *err) {
+    memset(out, 0, sizeof *out);
+    out->mem = mem;
+    out->stack = stack;
+    out->n_layer = stack->n_layer;
+    out->cap_page = stack->n_ctx / KVC_PAGE + 1;
+    int32_t rc = store_build(out, err);
+    if (rc < 0) {
+        kvc__store_destroy(out);
+        return rc;
+    }
+    kvc__store_note_peak(out);
+    return KVC_OK;
+}
+
+void kvc__store_destroy(kvc__store *s) {
+    for (uint32_t i = 0; s->arena != NULL && i < s->n_layer; i++) {
+        kvc__arena *a = &s->arena[i];
+        kvc__release(a->base, a->reserved);
+        kvc__free(s->mem, a->used, (a->n_slot + 63) / 64 * sizeof *a->used);
+    }
+    kvc__release(s->column, s->column_reserved);
+    kvc__release(s->pos, s->pos_reserved);
+    if (s->mem != NULL) {
+        kvc__free(s->mem, s->open, s->open_bytes);
+        kvc__free(s->mem, s->refs, (size_t)s->n_lane * s->cap_page * sizeof *s->refs);
+        kvc__free(s->mem, s->lane, s->n_lane * sizeof *s->lane);
+        kvc__free(s->mem, s->arena, s->n_layer * sizeof *s->arena);
+        kvc__free(s->mem, s->lane0, (s->n_layer + 1) * sizeof *s->lane0);
+    }
+    memset(s, 0, sizeof *s);
+}
+
+/* ---------------------------------------------------------------- slots */
+
+static uint32_t slot_take(kvc__store *s, uint32_t layer) {
+    kvc__arena *a = &s->arena[layer];
+    for (uint32_t w = a->first_free / 64; w * 64 < a->n_slot; w++) {
+        if (a->used[w] == ~(uint64_t)0) {
+            continue;
+        }
+        uint32_t slot = w * 64 + (uint32_t)__builtin_ctzll(~a->used[w]);
+        if (slot >= a->n_slot) {
+            break;
+        }
+        a->used[w] |= (uint64_t)1 << (slot % 64);
+        a->first_free = slot + 1;
+        s->sealed_bytes += a->page_bytes;
+        s->n_sealed++;
+        return slot;
+    }
+    return KVC__NO_SLOT;
+}
+
+static void slot_give(kvc__store *s, uint32_t layer, uint32_t slot) {
+    kvc__arena *a = &s->arena[layer];
+    a->used[slot / 64] &= ~((uint64_t)1 << (slot % 64));
+    a->first_free = slot < a->first_free ? slot : a->first_free;
+    s->sealed_bytes -= a->page_bytes;
+    s->n_sealed--;
+    kvc__discard(a->base + (size_t)slot * a->page_bytes, a->page_bytes);
+}
+
+static void ref_free(kvc__store *s, uint32_t layer, kvc__lane *l, kvc__ref *r) {
+    if (r->slot == KVC__NO_SLOT) {
+        return;
+    }
+    slot_give(s, layer, r->slot);
+    l->n_live -= popcount(r->live);
+    r->slot = KVC__NO_SLOT;
+    r->live = 0;
+    s->n_moved -= r->moved;
+    r->moved = 0;
+}
+
+/* ---------------------------------------------------------------- growing */
+
+void kvc__store_append(kvc__store *s, uint32_t layer, uint32_t head, uint32_t n, int32_t pos0,
+                       const float *k, size_t k_stride, const float *v, size_t v_stride) {
+    kvc__lane *l = kvc__store_lane(s, layer, head);
+    const kvc__page_shape *sh = &s->stack->shape[layer];
+    const kvc__kern *kern = s->stack->kern;
+    if (l->open_n == 0) {
+        l->open_pos0 = pos0;
+        l->open_live = 0;
+        for (uint32_t c = 0; c < s->n_column; c++) {
+            memset(kvc__store_column(s, s->lane0[layer] + head, c, l->n_page), 0,
+                   KVC_PAGE * sizeof(float));
+        }
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        kern->put_k(sh->open_type, k + i * k_stride, sh->dim_k, l->open_n + i, l->open_k);
+        kern->put_v(sh->open_type, v + i * v_stride, sh->dim_v, l->open_n + i, l->open_v);
+    }
+    l->open_live |= bits_below(n) << l->open_n;
+    l->open_n += n;
+    l->n_live += n;
+}
+
+int32_t kvc__store_seal_begin(kvc__store *s, uint32_t layer, kvc__err *err) {
+    for (uint32_t j = s->lane0[layer]; j < s->lane0[layer + 1]; j++) {
+        kvc__lane *l = &s->lane[j];
+        uint32_t slot = l->n_page < s->cap_page ? slot_take(s, layer) : KVC__NO_SLOT;
+        if (slot == KVC__NO_SLOT) {
+            while (j-- > s->lane0[layer]) {
+                slot_give(s, layer, s->lane[j].page[s->lane[j].n_page].slot);
+            }
+            return kvc__fail(err, KVC_E_NOMEM, "the cache has no room for another page in layer %u",
+                             layer);
+        }
+        l->page[l->n_page] = (kvc__ref){
+            .live = l->open_live, .pos0 = l->open_pos0, .slot = slot, .n = (uint16_t)l->open_n};
+    }
+    return KVC_OK;
+}
+
+int32_t kvc__store_seal_lane(kvc__store *s, uint32_t layer, uint32_t head,
+                             kvc__codec_scratch *scratch) {
+    const kvc__lane *l = kvc__store_lane(s, layer, head);
+    const kvc__ref *r = &l->page[l->n_page];
+    int32_t pos[KVC_PAGE];
+    for (uint32_t e = 0; e < KVC_PAGE; e++) {
+        pos[e] = r->pos0 + (int32_t)e;
+    }
+    uint8_t *dst = s->arena[layer].base + (size_t)r->slot * s->arena[layer].page_bytes;
+    return kvc__codec_encode(&s->stack->codec, layer, head, r->n, pos, l->open_k, l->open_v, dst,
+                             scratch);
+}
+
+void kvc__store_seal_end(kvc__store *s, uint32_t layer) {
+    for (uint32_t j = s->lane0[layer]; j < s->lane0[layer + 1]; j++) {
+        kvc__lane *l = &s->lane[j];
+        l->n_page++;
+        l->open_n = 0;
+        l->open_live = 0;
+    }
+    kvc__store_note_peak(s);
+}
+
+/* ---------------------------------------------------------------- giving up */
+
+int32_t kvc__store_free_unseen(kvc__store *s, uint32_t layer, int32_t floor) {
+    kvc_range range[KVC_MAX_RANGES + 1];
+    uint32_t n = 0;
+    KVC_TRY(kvc__stack_visible(s->stack, layer, floor, range, &n));
+    for (uint32_t j = s->lane0[layer]; j < s->lane0[layer + 1]; j++) {
+        kvc__lane *l = &s->lane[j];
+        for (uint32_t i = 0; i < l->n_page; i++) {
+            kvc__ref *r = &l->page[i];
+            const int32_t end = r->pos0 + (int32_t)r->n;
+            bool seen = r->moved != 0 || end > floor;
+            for (uint32_t x = 0; x < n && !seen; x++) {
+                seen = range[x].first < end && r->pos0 < range[x].end;
+            }
+            if (!seen) {
+                ref_free(s, layer, l, r);
+            }
+        }
+    }
+    return KVC_OK;
+}
+
+/* Moves one entry with its position and columns. */
+static int32_t move_entry(kvc__store *s, uint32_t layer, uint32_t lane, uint32_t to, uint32_t from,
+                          int32_t pos) {
+    kvc__lane *l = &s->lane[lane];
+    const uint32_t tp = to / KVC_PAGE, te = to % KVC_PAGE, fp = from / KVC_PAGE,
+                   fe = from % KVC_PAGE;
+    const kvc__arena *a = &s->arena[layer];
+    uint8_t *dst = a->base + (size_t)l->page[tp].slot * a->page_bytes;
+    const uint8_t *src = a->base + (size_t)l->page[fp].slot * a->page_bytes;
+    if (to != from) {
+        KVC_TRY(kvc__codec_move(&s->stack->codec, layer, dst, te, src, fe));
+        for (uint32_t c = 0; c < s->n_column; c++) {
+            kvc__store_column(s, lane, c, tp)[te] = kvc__store_column(s, lane, c, fp)[fe];
+        }
+    }
+    moved_pos(s, lane, tp)[te] = pos;
+    return KVC_OK;
+}
+
+/* Moves the live entries of a lane's sealed pages to the front, order kept; the pages that are left
+ * over are freed and the table ends with the last used one. Holes (freed pages) are closed first.
+ */
+static int32_t compact(kvc__store *s, uint32_t layer, uint32_t lane) {
+    kvc__lane *l = &s->lane[lane];
+    const uint32_t n_old = l->n_page;
+    uint32_t to = 0, slots = 0;
+    int32_t pos[KVC_PAGE];
+    /* Slots are handed out in table order, so a destination page is never behind its source. */
+    for (uint32_t i = 0; i < n_old; i++) {
+        const uint32_t n = kvc__store_positions(s, lane, i, pos);
+        const uint64_t live = l->page[i].live;
+        if (l->page[i].slot == KVC__NO_SLOT) {
+            continue;
+        }
+        if (slots != i) {
+            /* Close the hole: the page itself moves down the table, its bytes stay. */
+            memmove(moved_pos(s, lane, slots), pos, n * sizeof *pos);
+            for (uint32_t c = 0; c < s->n_column; c++) {
+                memmove(kvc__store_column(s, lane, c, slots), kvc__store_column(s, lane, c, i),
+                        KVC_PAGE * sizeof(float));
+            }
+            l->page[slots] = l->page[i];
+            l->page[i].slot = KVC__NO_SLOT;
+            l->page[i].live = 0;
+            l->page[i].moved = 0;
+        }
+        for (uint64_t m = live; m != 0; m &= m - 1) {
+            const uint32_t e = (uint32_t)__builtin_ctzll(m);
+            KVC_TRY(move_entry(s, layer, lane, to, slots * KVC_PAGE + e, pos[e]));
+            to++;
+        }
+        slots++;
+    }
+    const uint32_t used = (to + KVC_PAGE - 1) / KVC_PAGE;
+    for (uint32_t i = 0; i < slots; i++) {
+        kvc__ref *r = &l->page[i];
+        s->n_moved -= r->moved;
+        r->moved = 0;
+        if (i >= used) {
+            slot_give(s, layer, r->slot);
+            r->slot = KVC__NO_SLOT;
+            r->live = 0;
+            continue;
+        }
+        r->n = (uint16_t)(i + 1 < used ? KVC_PAGE : to - i * KVC_PAGE);
+        r->live = bits_below(r->n);
+        r->moved = 1;
+        r->pos0 = moved_pos(s, lane, i)[0];
+        s->n_moved++;
+    }
+    /* The open page's columns follow it to its new index. */
+    for (uint32_t c = 0; used != n_old && c < s->n_column; c++) {
+        memmove(kvc__store_column(s, lane, c, used), kvc__store_column(s, lane, c, n_old),
+                KVC_PAGE * sizeof(float));
+    }
+    l->n_page = used;
+    return KVC_OK;
+}
+
+int32_t kvc__store_settle(kvc__store *s, uint32_t layer) {
+    const bool movable = kvc__codec_movable(&s->stack->codec);
+    for (uint32_t j = s->lane0[layer]; j < s->lane0[layer + 1]; j++) {
+        kvc__lane *l = &s->lane[j];
+        uint32_t held = 0, live = 0;
+        for (uint32_t i = 0; i < l->n_page; i++) {
+            kvc__ref *r = &l->page[i];
+            if (r->slot != KVC__NO_SLOT && r->live == 0) {
+                ref_free(s, layer, l, r);
+            }
+            held += r->slot != KVC__NO_SLOT;
+            live += popcount(r->live);
+        }
+        if (movable && (live + KVC_PAGE - 1) / KVC_PAGE < l->n_page &&
+            ((live + KVC_PAGE - 1) / KVC_PAGE < held || held < l->n_page)) {
+            KVC_TRY(compact(s, layer, j));
+        }
+    }
+    return KVC_OK;
+}
+
+/* ---------------------------------------------------------------- going back */
+
+int32_t kvc__store_rewind(const kvc__store *s, int32_t pos) {
+    const kvc__lane *l = &s->lane[0];
+    const int32_t end = l->open_n > 0 ? l->open_pos0 + (int32_t)l->open_n : -1;
+    if (s->column != NULL || s->evicted != 0) {
+        /* Masses and evictions of later tokens can't be taken back: only the present is left. */
+        return pos == end ? pos : 0;
+    }
+    if (l->open_n == 0 || pos < l->open_pos0) {
+        pos -= pos % (int32_t)KVC_PAGE;
+    }
+    for (uint32_t i = 0; i < s->n_layer && s->stack->visible != NULL && pos > 0; i++) {
+        kvc_range r[KVC_MAX_RANGES + 1];
+        uint32_t n = 0;
+        if (kvc__stack_visible(s->stack, i, pos, r, &n) < 0) {
+            return 0;
+        }
+        l = &s->lane[s->lane0[i]];
+        for (uint32_t x = 0; x < n; x++) {
+            for (int32_t p = r[x].first / (int32_t)KVC_PAGE; p * (int32_t)KVC_PAGE < r[x].end;
+                 p++) {
+                if ((uint32_t)p < l->n_page && l->page[p].slot == KVC__NO_SLOT) {
+                    return 0;
+                }
+            }
+        }
+    }
+    return pos;
+}
+
+/* Cuts one lane at pos: a page boundary, or a row of the open page. */
+static void lane_truncate(kvc__store *s, uint32_t layer, kvc__lane *l, int32_t pos) {
+    if (l->open_n > 0 && pos > l->open_pos0) {
+        const uint32_t keep = (uint32_t)(pos - l->open_pos0);
+        if (keep < l->open_n) {
+            const uint64_t gone = l->open_live & ~bits_below(keep);
+            l->n_live -= popcount(gone);
+            l->open_live &= bits_below(keep);
+            l->open_n = keep;
+        }
+        return;
+    }
+    l->n_live -= popcount(l->open_live);
+    l->open_n = 0;
+    l->open_live = 0;
+    while (l->n_page > 0 && (pos == 0 || l->page[l->n_page - 1].pos0 >= pos)) {
+        ref_free(s, layer, l, &l->page[l->n_page - 1]);
+        l->n_page--;
+    }
+}
+
+void kvc__store_truncate(kvc__store *s, int32_t pos) {
+    for (uint32_t i = 0; i < s->n_layer; i++) {
+        for (uint32_t j = s->lane0[i]; j < s->lane0[i + 1]; j++) {
+            lane_truncate(s, i, &s->lane[j], pos);
+        }
+    }
+    if (pos == 0) {
+        s->evicted = 0;
+    }
+}
+
+/* ---------------------------------------------------------------- live entries */
+
+/* A cursor over live entries in ascending order. */
+struct walk {
+    const kvc__lane *l;
+    uint32_t page;
+    uint64_t left;
+};
+
+static void walk_begin(struct walk *w, const kvc__lane *l) {
+    *w = (struct walk){l, 0, page_live(l, 0)};
+}
+
+static bool walk_next(struct walk *w, uint32_t *page, uint32_t *entry) {
+    while (w->left == 0) {
+        if (w->page == w->l->n_page) {
+            return false;
+        }
+        w->page++;
+        w->left = page_live(w->l, w->page);
+    }
+    *page = w->page;
+    *entry = (uint32_t)__builtin_ctzll(w->left);
+    w->left &= w->left - 1;
+    return true;
+}
+
+/* Skips whole pages up to the first live entry wanted. */
+static void walk_skip(struct walk *w, uint32_t first) {
+    while (first >= popcount(w->left) && w->page < w->l->n_page) {
+        first -= popcount(w->left);
+        w->page++;
+        w->left = page_live(w->l, w->page);
+    }
+    for (; first > 0 && w->left != 0; first--) {
+        w->left &= w->left - 1;
+    }
+}
+
+static int32_t check_span(const kvc__lane *l, uint32_t first, uint32_t n, const void *p) {
+    if (n > 0 && p == NULL) {
+        return KVC_E_ARG;
+    }
+    return first <= l->n_live && n <= l->n_live - first ? KVC_OK : KVC_E_RANGE;
+}
+
+int32_t kvc__store_read_pos(const kvc__store *s, uint32_t lane, uint32_t first, uint32_t n,
+                            int32_t *out) {
+    const kvc__lane *l = &s->lane[lane];
+    int32_t pos[KVC_PAGE];
+    uint32_t page, e, have = UINT32_MAX;
+    struct walk w;
+    KVC_TRY(check_span(l, first, n, out));
+    walk_begin(&w, l);
+    walk_skip(&w, first);
+    for (uint32_t i = 0; i < n && walk_next(&w, &page, &e); i++) {
+        if (page != have) {
+            kvc__store_positions(s, lane, page, pos);
+            have = page;
+        }
+        out[i] = pos[e];
+    }
+    return KVC_OK;
+}
+
+int32_t kvc__store_column_get(const kvc__store *s, uint32_t lane, uint32_t col, uint32_t first,
+                              uint32_t n, float *out) {
+    uint32_t page, e;
+    struct walk w;
+    KVC_TRY(check_span(&s->lane[lane], first, n, out));
+    walk_begin(&w, &s->lane[lane]);
+    walk_skip(&w, first);
+    for (uint32_t i = 0; i < n && walk_next(&w, &page, &e); i++) {
+        out[i] = kvc__store_column(s, lane, col, page)[e];
+    }
+    return KVC_OK;
+}
+
+int32_t kvc__store_column_set(kvc__store *s, uint32_t lane, uint32_t col, uint32_t first,
+                              uint32_t n, const float *in) {
+    uint32_t page, e;
+    struct walk w;
+    KVC_TRY(check_span(&s->lane[lane], first, n, in));
+    walk_begin(&w, &s->lane[lane]);
+    walk_skip(&w, first);
+    for (uint32_t i = 0; i < n && walk_next(&w, &page, &e); i++) {
+        kvc__store_column(s, lane, col, page)[e] = in[i];
+    }
+    return KVC_OK;
+}
+
+static void set_live(kvc__store *s, kvc__lane *l, uint32_t page, uint64_t live) {
+    uint64_t *mask = page == l->n_page ? &l->open_live : &l->page[page].live;
+    if (*mask != live) {
+        l->n_live -= popcount(*mask) - popcount(live);
+        *mask = live;
+        s->evicted = 1;
+    }
+}
+
+int32_t kvc__store_keep(kvc__store *s, uint32_t lane, const uint32_t *index, uint32_t n) {
+    kvc__lane *l = &s->lane[lane];
+    if (n > l->n_live || (n > 0 && index == NULL)) {
+        return KVC_E_RANGE;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        if (index[i] >= l->n_live || (i > 0 && index[i] <= index[i - 1])) {
+            return KVC_E_RANGE;
+        }
+    }
+    uint32_t number = 0, i = 0;
+    for (uint32_t p = 0; p <= l->n_page; p++) {
+        uint64_t keep = 0;
+        for (uint64_t m = page_live(l, p); m != 0; m &= m - 1, number++) {
+            if (i < n && index[i] == number) {
+                keep |= m & (~m + 1);
+                i++;
+            }
+        }
+        set_live(s, l, p, keep);
+    }
+    return KVC_OK;
+}
+
+int32_t kvc__store_drop(kvc__store *s, uint32_t lane, int32_t first, int32_t end) {
+    kvc__lane *l = &s->lane[lane];
+    int32_t pos[KVC_PAGE];
+    for (uint32_t p = 0; p <= l->n_page; p++) {
+        uint64_t keep = page_live(l, p);
+        if (keep == 0) {
+            continue;
+        }
+        const uint32_t n = kvc__store_positions(s, lane, p, pos);
+        for (uint32_t e = 0; e < n; e++) {
+            if (pos[e] >= first && pos[e] < end) {
+                keep &= ~((uint64_t)1 << e);
+            }
+        }
+        set_live(s, l, p, keep);
+    }
+    return KVC_OK;
+}
+
+/* Decodes page i of a lane to rows. */
+static int32_t read_page(const kvc__store *s, uint32_t layer, uint32_t head, uint32_t i,
+                         kvc__codec_scratch *rows) {
+    const kvc__lane *l = kvc__store_lane(s, layer, head);
+    const kvc__page_shape *sh = &s->stack->shape[layer];
+    if (i == l->n_page) {
+        s->stack->kern->get_k(sh->open_type, l->open_k, sh->dim_k, rows->k);
+        s->stack->kern->get_v(sh->open_type, l->open_v, sh->dim_v, rows->v);
+        return KVC_OK;
+    }
+    kvc_page page = {.struct_size = sizeof page,
+                     .layer = layer,
+                     .head = head,
+                     .n = l->page[i].n,
+                     .bytes = kvc__store_page(s, layer, &l->page[i])};
+    return kvc__codec_decode(&s->stack->codec, &page, rows);
+}
+
+int32_t kvc__store_read(const kvc__store *s, uint32_t layer, uint32_t head, uint32_t first,
+                        uint32_t n, float *k, float *v) {
+    const kvc__lane *l = kvc__store_lane(s, layer, head);
+    const kvc__page_shape *sh = &s->stack->shape[layer];
+    KVC_TRY(check_span(l, first, n, s));
+    const size_t bytes = KVC_PAGE * ((size_t)sh->dim_k + sh->dim_v) * sizeof(float);
+    float *rows = kvc__alloc(s->mem, bytes);
+    if (rows == NULL) {
+        return KVC_E_NOMEM;
+    }
+    kvc__codec_scratch scratch = {rows, rows + KVC_PAGE * (size_t)sh->dim_k, NULL};
+    int32_t rc = KVC_OK;
+    uint32_t page, e, have = UINT32_MAX;
+    struct walk w;
+    walk_begin(&w, l);
+    walk_skip(&w, first);
+    for (uint32_t i = 0; i < n && walk_next(&w, &page, &e); i++) {
+        if (page != have) {
+            KVC_CHECK(read_page(s, layer, head, page, &scratch));
+            have = page;
+        }
+        if (k != NULL) {
+            memcpy(k + (size_t)i * sh->dim_k, scratch.k + (size_t)e * sh->dim_k,
+                   sh->dim_k * sizeof(float));
+        }
+        if (v != NULL) {
+            memcpy(v + (size_t)i * sh->dim_v, scratch.v + (size_t)e * sh->dim_v,
+                   sh->dim_v * sizeof(float));
+        }
+    }
+out:
+    kvc__free(s->mem, rows, bytes);
+    return rc;
+}
+
+/* ---------------------------------------------------------------- counting */
+
+void kvc__store_count(const kvc__store *s, kvc__store_bytes *out) {
+    uint64_t pages = s->n_sealed;
+    out->sealed = s->sealed_bytes;
+    out->open = s->open_bytes;
+    out->meta = pages * sizeof(kvc__ref) + s->n_lane * sizeof(kvc__lane) +
+                s->n_moved * KVC_PAGE * sizeof(int32_t);
+    out->column = (pages + s->n_lane) * s->n_column * KVC_PAGE * sizeof(float);
+}
+
+void kvc__store_note_peak(kvc__store *s) {
+    kvc__store_bytes b;
+    uint64_t memory, disk;
+    kvc__store_count(s, &b);
+    kvc__stack_bytes(s->stack, &memory, &disk);
+    const uint64_t now = b.sealed + b.open + b.meta + b.column + memory;
+    s->peak = now > s->peak ? now : s->peak;
+}

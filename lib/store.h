@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: MIT
+ * store.h: the session's one store of keys and values, addressed by lane = (layer, KV head). A lane
+ * is a table of sealed pages and one open page. The store does what the merged plan says and knows
+ * no policy; it reads no page for attention (attend.h does).
+ *
+ * Page i of a lane holds positions 64i to 64i + 63 until a tick compacts the lane. The open page's
+ * index is n_page. Sealed pages live in one arena per layer: reserved address space, committed on
+ * use, given back. */
+#ifndef KVC_STORE_H
+#define KVC_STORE_H
+
+#include "codec.h"
+#include "err.h"
+#include "mem.h"
+#include "pool.h"
+#include "stack.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define KVC__NO_SLOT UINT32_MAX
+
+/** A sealed page of a lane. */
+typedef struct kvc__ref {
+    uint64_t live;  /* bit e: entry e may be attended to */
+    int32_t pos0;   /* position of entry 0, unless moved */
+    uint32_t slot;  /* in the layer's arena; KVC__NO_SLOT: freed */
+    uint16_t n;     /* entries */
+    uint16_t moved; /* 1: positions stand in the store's pos array */
+} kvc__ref;
+
+/** One (layer, KV head). */
+typedef struct kvc__lane {
+    kvc__ref *page;  /* [cap_page] */
+    uint32_t n_page; /* sealed pages in the table, freed ones included */
+    uint32_t open_n; /* rows in the open page */
+    uint64_t open_live;
+    int32_t open_pos0;
+    uint32_t n_live; /* live entries */
+    uint8_t *open_k; /* [dim_k][64] open_type */
+    uint8_t *open_v; /* [64][dim_v] open_type */
+} kvc__lane;
+
+/** One layer's arena of sealed pages. */
+typedef struct kvc__arena {
+    uint8_t *base; /* reserved, [n_slot][page_bytes] */
+    size_t page_bytes;
+    size_t reserved;
+    uint32_t n_slot, first_free;
+    uint64_t *used; /* bit per slot */
+} kvc__arena;
+
+typedef struct kvc__store {
+    kvc__mem *mem;
+    kvc__stack *stack;
+    uint32_t n_layer, n_lane, cap_page, n_column; /* n_column: the engine's and the stages' */
+    uint32_t *lane0;                              /* [n_layer + 1] first lane of a layer */
+    kvc__lane *lane;                              /* [n_lane] */
+    kvc__ref *refs;                               /* memory of the page tables */
+    uint8_t *open;                                /* memory of the open pages */
+    size_t open_bytes;
+    kvc__arena *arena; /* [n_layer] */
+    float *column;     /* reserved, [n_lane][n_column][(cap_page + 1) × 64], or NULL */
+    size_t column_reserved;
+    int32_t *pos; /* reserved, [n_lane][cap_page × 64] positions of moved entries, or NULL */
+    size_t pos_reserved;
+    uint32_t evicted; /* 1: an entry was given up that no replay of a part can bring back */
+    uint64_t sealed_bytes, n_sealed, n_moved;
+    uint64_t peak;
+} kvc__store;
+
+/** Makes an empty store for the merged plan. */
+int32_t kvc__store_create(kvc__mem *mem, kvc__stack *stack, kvc__store *out, kvc__err *err);
+/** Frees it; a zeroed store is legal. */
+void kvc__store_destroy(kvc__store *s);
+
+/** A lane. */
+static inline kvc__lane *kvc__store_lane(const kvc__store *s, uint32_t layer, uint32_t head) {
+    return &s->lane[s->lane0[layer] + head];
+}
+/** The bytes of a sealed page, NULL when freed. */
+const uint8_t *kvc__store_page(const kvc__store *s, uint32_t layer, const kvc__ref *ref);
+/** Positions of page index i of a lane (i == n_page: the open page) into out[64]; returns its
+ * entries. */
+uint32_t kvc__store_positions(const kvc__store *s, uint32_t lane, uint32_t i, int32_t *out);
+/** Column col of entry 0 of page index i. NULL without columns. */
+float *kvc__store_column(const kvc__store *s, uint32_t lane, uint32_t col, uint32_t i);
+
+/** Appends n rows at positions pos0 … to a lane's open page, which has room. k[n, dim_k], v[n,
+ * dim_v]. [worker] */
+void kvc__store_append(kvc__store *s, uint32_t layer, uint32_t head, uint32_t n, int32_t pos0,
+                       const float *k, size_t k_stride, const float *v, size_t v_stride);
+/** Takes slots for sealing the full open pages of a layer. KVC_E_NOMEM. */
+int32_t kvc__store_seal_begin(kvc__store *s, uint32_t layer, kvc__err *err);
+/** Encodes one lane's open page into its slot. [worker] */
+int32_t kvc__store_seal_lane(kvc__store *s, uint32_t layer, uint32_t head,
+                             kvc__codec_scratch *scratch);
+/** Makes the sealed pages part of the tables, empties the open pages. */
+void kvc__store_seal_end(kvc__store *s, uint32_t layer);
+/** Frees the pages of a layer that no query at or after position floor can see. */
+int32_t kvc__store_free_unseen(kvc__store *s, uint32_t layer, int32_t floor);
+/** After evictions in a layer: frees empty pages and compacts lanes where that frees one. */
+int32_t kvc__store_settle(kvc__store *s, uint32_t layer);
+
+/** The highest position <= pos that the store can go back to. */
+int32_t kvc__store_rewind(const kvc__store *s, int32_t pos);
+/** Goes back to pos, an answer of kvc__store_rewind(); 0 empties it. */
+void kvc__store_truncate(kvc__store *s, int32_t pos);
+
+/** Live entries of a lane: number, and what kvc_host_store offers. The caller checked layer and
+ * head. */
+int32_t kvc__store_read_pos(const kvc__store *s, uint32_t lane, uint32_t first, uint32_t n,
+                            int32_t *out);
+int32_t kvc__store_column_get(const kvc__store *s, uint32_t lane, uint32_t col, uint32_t first,
+                              uint32_t n, float *out);
+int32_t kvc__store_column_set(kvc__store *s, uint32_t lane, uint32_t col, uint32_t first,
+                              uint32_t n, const float *in);
+int32_t kvc__store_keep(kvc__store *s, uint32_t lane, const uint32_t *index, uint32_t n);
+int32_t kvc__store_drop(kvc__store *s, uint32_t lane, int32_t first, int32_t end);
+int32_t kvc__store_read(const kvc__store *s, uint32_t layer, uint32_t head, uint32_t first,
+                        uint32_t n, float *k, float *v);
+
+/** Counted bytes. */
+typedef struct kvc__store_bytes {
+    uint64_t sealed, open, meta, column;
+} kvc__store_bytes;
+void kvc__store_count(const kvc__store *s, kvc__store_bytes *out);
+/** Raises the peak to what is held now, stages included. */
+void kvc__store_note_peak(kvc__store *s);
+
+#endif
