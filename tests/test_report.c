@@ -11,6 +11,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* ---------------------------------------------------------------- statistics */
 
@@ -83,7 +84,7 @@ END_TEST
 /* ---------------------------------------------------------------- gates */
 
 static const char *const specs[] = {"quant8", "window:size=256:sinks=4", "./dir.v1/my.so:x=1.5",
-                                    "window+quant8", "quant8.kld.mean:x=2"};
+                                    "window+quant8", "quant8.speed"};
 
 /* Parses over all specs; the rows it speaks of as a bit set, 0 when refused. */
 static unsigned gate_rows(const char *text, cmp_gate *gate) {
@@ -109,7 +110,8 @@ START_TEST(gate_finds_policies_whose_specs_hold_dots_and_signs) {
     ck_assert_uint_eq(gate_rows("./dir.v1/my.so:x=1.5.decode_ms.p50<=2", &g), 1u << 2);
     ck_assert_uint_eq(gate_rows("my.ppl_ratio==1", &g), 1u << 2);
     ck_assert_uint_eq(gate_rows("window+quant8.speed.ttft_ms<3", &g), 1u << 3);
-    ck_assert_uint_eq(gate_rows("quant8.kld.mean:x=2.kld.max>0", &g), 1u << 4);
+    ck_assert_uint_eq(gate_rows("quant8.memory.kv_bytes<3", &g), 1u << 0);
+    ck_assert_uint_eq(gate_rows("quant8.speed.ttft_ms<3", &g), 1u << 4);
 }
 END_TEST
 
@@ -177,7 +179,8 @@ static void sample_init(sample *s) {
     for (unsigned i = 0; i < CMP_N_FIGURE; i++) {
         s->row[0].v[i] = 1000.25 * (i + 1);
     }
-    s->row[0].v[CMP_KV_BYTES] = 9007199254740992.0;
+    s->row[0].v[CMP_KV_BYTES] = 1099511627777.0;
+    s->row[0].v[CMP_TOP1] = 0.99609375;
     s->row[1].transient = 1;
     s->row[1].v[CMP_SCORED] = 64;
     s->row[1].v[CMP_PPL_RATIO] = INFINITY;
@@ -247,7 +250,7 @@ START_TEST(json_holds_the_specs_in_order_and_null_for_what_is_unknown) {
                             1000.25 * (CMP_KLD_P99 + 1), 1e-6);
     ck_assert_int_eq(
         json_integer_value(json_object_get(json_object_get(full, "memory"), "kv_bytes")),
-        9007199254740992);
+        1099511627777);
     json_t *none = json_object_get(json_array_get(list, 1), "divergence");
     ck_assert(json_is_null(json_object_get(none, "ppl_ratio")));
     ck_assert(json_is_null(json_object_get(none, "first_divergence")));
@@ -327,17 +330,34 @@ START_TEST(wrapped_text_keeps_its_words_and_its_width) {
     size_t n = 0;
     FILE *f = open_memstream(&text, &n);
     ck_assert_ptr_nonnull(f);
-    cmp_text_wrap(f, "> ", "one two three four averyverylongword five", 12);
+    cmp_text_wrap(f, "> ", "one two three four fives sixes averyverylongword x", 12);
     fclose(f);
-    ck_assert_str_eq(text, "> one two\n> three four\n> averyverylongword\n> five\n");
+    ck_assert_str_eq(text, "> one two\n> three four\n> fives\n> sixes\n> averyverylongword\n> x\n");
     free(text);
 }
 END_TEST
 
-START_TEST(report_that_cannot_be_written_leaves_nothing) {
+START_TEST(report_is_written_whole_or_not_at_all) {
     char why[512] = "";
     ck_assert_int_eq(cmp_report_put("x", 1, "no/such/directory/report", why, sizeof why), -1);
     ck_assert_ptr_nonnull(strstr(why, "no/such/directory/report"));
+    char dir[] = "test_report_XXXXXX", path[64], temp[72];
+    ck_assert_ptr_nonnull(mkdtemp(dir));
+    snprintf(temp, sizeof temp, "%s.tmp", dir);
+    ck_assert_int_eq(cmp_report_put("x", 1, dir, why, sizeof why), -1);
+    ck_assert_int_eq(access(temp, F_OK), -1);
+    snprintf(path, sizeof path, "%s/report", dir);
+    snprintf(temp, sizeof temp, "%s.tmp", path);
+    ck_assert_int_eq(cmp_report_put("xyz", 3, path, why, sizeof why), 0);
+    ck_assert_int_eq(access(temp, F_OK), -1);
+    char got[8] = "";
+    FILE *f = fopen(path, "r");
+    ck_assert_ptr_nonnull(f);
+    ck_assert_uint_eq(fread(got, 1, sizeof got, f), 3);
+    ck_assert_str_eq(got, "xyz");
+    fclose(f);
+    remove(path);
+    rmdir(dir);
 }
 END_TEST
 
@@ -367,7 +387,7 @@ int main(void) {
     tcase_add_test(c, table_fits_80_columns_and_says_what_was_cut);
     tcase_add_test(c, markdown_rows_have_as_many_cells_as_the_head);
     tcase_add_test(c, wrapped_text_keeps_its_words_and_its_width);
-    tcase_add_test(c, report_that_cannot_be_written_leaves_nothing);
+    tcase_add_test(c, report_is_written_whole_or_not_at_all);
     tcase_add_test(c, built_in_text_is_long_enough_for_the_defaults);
     suite_add_tcase(suite, c);
     SRunner *runner = srunner_create(suite);
