@@ -123,12 +123,12 @@ static float file_value(const fixture *f, uint32_t row, uint32_t col, float *d, 
 
 START_TEST(known_types) {
     for (uint32_t i = 0; i < N_TYPE; i++) {
-        ck_assert(kvc__mat_known(types[i]));
+        util_check(kvc__mat_known(types[i]));
         ck_assert_int_eq(kvc__mat_quantised(types[i]), i >= 2);
     }
-    ck_assert(!kvc__mat_known(KVC__T_Q4_K));
-    ck_assert(!kvc__mat_known(UINT32_MAX));
-    ck_assert(!kvc__mat_quantised(KVC__T_Q4_K));
+    util_check(!kvc__mat_known(KVC__T_Q4_K));
+    util_check(!kvc__mat_known(UINT32_MAX));
+    util_check(!kvc__mat_quantised(KVC__T_Q4_K));
 }
 END_TEST
 
@@ -172,7 +172,7 @@ START_TEST(rows_come_back_from_groups) {
             for (uint32_t c = 0; c < n_col; c++) {
                 float d, min;
                 const float v = file_value(&f, r, c, &d, &min);
-                ck_assert(out[c] == fmaf(d, v, min));
+                util_check(out[c] == fmaf(d, v, min));
             }
         }
         drop(&f);
@@ -352,7 +352,7 @@ START_TEST(float_products_of_odd_widths) {
             }
             product(k, 0, &f.mat, 0, f.mat.n_group, &t.a, got, 48);
             for (uint32_t r = 0; r < f.mat.n_row; r++) {
-                ck_assert(got[r] == exact_f(&f, &t.a, 0, r));
+                util_check(got[r] == exact_f(&f, &t.a, 0, r));
             }
         }
         tokens_drop(&t);
