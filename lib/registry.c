@@ -504,6 +504,9 @@ int32_t kvc__registry_load(kvc__mem *mem, const kvc__search *search, const char 
     if (strchr(word, '/') != NULL) {
         return file_load(mem, word, NULL, out, err);
     }
+    if (!name_valid(word, MAX_NAME, 1)) {
+        return not_found(mem, search, word, err);
+    }
     const kvc_policy *linked = linked_find(search, word);
     if (linked != NULL) {
         return kvc__policy_check(mem, linked, "", out, err);
