@@ -51,7 +51,7 @@ START_TEST(f16_widens_exactly_and_comes_back) {
         } else {
             util_check((double)x == f16_value(h));
         }
-        util_check(kvc__f16(x) == (isnan(x) ? h | 0x200 : h);
+        util_check(kvc__f16(x) == (isnan(x) ? h | 0x200 : h));
     }
 }
 END_TEST
@@ -60,14 +60,14 @@ START_TEST(f16_rounds_to_nearest_even) {
     for (uint32_t h = 0; h < 0x7c00; h++) {
         const double next = h == 0x7bff ? 65536.0 : f16_value(h + 1);
         const float mid = (float)((f16_value(h) + next) / 2);
-        const uint32_t even = h + (h & 1));
-        util_check(kvc__f16(mid) == (even));
+        const uint32_t even = h + (h & 1);
+        util_check(kvc__f16(mid) == even);
         util_check(kvc__f16(-mid) == (even | 0x8000));
-        util_check(kvc__f16(nextafterf(mid, 0.0f)) == (h));
+        util_check(kvc__f16(nextafterf(mid, 0.0f)) == h);
         util_check(kvc__f16(nextafterf(mid, INFINITY)) == (h + 1));
     }
-    util_check(kvc__f16(1e30f) == (0x7c00));
-    util_check(kvc__f16(0x1p-149f) == (0));
+    util_check(kvc__f16(1e30f) == 0x7c00);
+    util_check(kvc__f16(0x1p-149f) == 0);
 }
 END_TEST
 
@@ -87,14 +87,14 @@ START_TEST(bf16_rounds_to_nearest_even) {
             util_check(kvc__bf16(x) == (h | 0x40));
             continue;
         }
-        util_check(kvc__bf16(x) == (h));
+        util_check(kvc__bf16(x) == h);
         if (!isinf(x)) {
-            util_check(kvc__bf16(from_bits(u | 0x7fff)) == (h));
+            util_check(kvc__bf16(from_bits(u | 0x7fff)) == h);
             util_check(kvc__bf16(from_bits(u | 0x8000)) == (h + (h & 1)));
-            util_check(kvc__bf16(from_bits(u | 0x8001)) == (h + 1);
+            util_check(kvc__bf16(from_bits(u | 0x8001)) == (h + 1));
         }
     }
-    util_check(isnan(kvc__f32_of_bf16(kvc__bf16(from_bits(0x7f800001))))));
+    util_check(isnan(kvc__f32_of_bf16(kvc__bf16(from_bits(0x7f800001)))));
 }
 END_TEST
 
