@@ -276,6 +276,22 @@ START_TEST(test_smollm_splits_digits) {
 }
 END_TEST
 
+/* U+180E is no white space, though PCRE2 counts it as \s: the space in front belongs to it, and
+ * only within a piece can the two merge. U+00A0 is: the mark behind it is a piece of its own. */
+START_TEST(test_white_space_is_that_of_unicode) {
+    add("\xc4\xa0\xc3\xa1", NORMAL);
+    add_merge("\xc4\xa0 \xc3\xa1");
+    add("\xc5\x82!", NORMAL);
+    add_merge("\xc5\x82 !");
+    must_create();
+    CHECK_IDS("a \xe1\xa0\x8e", 0, 'a', 261, 0xa0, 0x8e);
+    CHECK_IDS("a \xe1\xa0\x8e"
+              "b",
+              0, 'a', 261, 0xa0, 0x8e, 'b');
+    CHECK_IDS("a\xc2\xa0!", 0, 'a', 0xc2, 0xa0, '!');
+}
+END_TEST
+
 /* The vocabulary of tests/data/bpe-small.json, and ids from another implementation. */
 START_TEST(test_difficult_texts) {
     static const char *const pre[] = {"smollm", "gpt-2"};
@@ -754,6 +770,7 @@ static TCase *tests_text(void) {
     TCase *c = tcase_create("text");
     tcase_add_test(c, test_merges_by_rank);
     tcase_add_test(c, test_smollm_splits_digits);
+    tcase_add_test(c, test_white_space_is_that_of_unicode);
     tcase_add_loop_test(c, test_difficult_texts, 0, 2);
     tcase_add_test(c, test_random_text_round_trips);
     tcase_add_test(c, test_output_stops_at_cap);
