@@ -6,7 +6,7 @@
 #ifndef KVC_KERN_MM_H
 #define KVC_KERN_MM_H
 
-#define MM_AHEAD 2048u /* bytes that weights are fetched ahead of use */
+#define MM_AHEAD 4096u /* bytes that weights are fetched ahead of use */
 
 /* ---- blocks of quantised weights */
 
@@ -28,6 +28,15 @@ INLINE void mm_unpack(uint32_t type, const uint8_t *w, vi *out) {
         vi v = vi_load(nibble + 64 * i);
         out[i] = vi_and(v, low);
         out[i + 4] = vi_and(vi_shr(v, 4), low);
+    }
+}
+
+/* Asks for a block's lines. With one token the processor's own prefetching keeps up; with more it
+ * falls behind the gaps that arithmetic makes. */
+INLINE void mm_fetch(uint32_t type, const uint8_t *w) {
+    UNROLL
+    for (uint32_t i = 0; i < mm_block_bytes(type); i += 64) {
+        vec_prefetch(w + i);
     }
 }
 
@@ -57,6 +66,7 @@ INLINE void mm_q_tile(uint32_t type, uint32_t n_tok, const uint8_t *w, uint32_t 
                       uint32_t n_row) {
     const size_t stride = a->n_col / KVC__BLOCK;
     const uint32_t step = n_tok < 4 ? n_tok : 4;
+    const bool ahead = n_tok > 1 && t0 == 0;
     const int8_t *q = a->q + (size_t)t0 * a->n_col;
     const float *d = a->d + t0 * stride;
     const int32_t *sum = a->sum + t0 * stride;
@@ -67,7 +77,9 @@ INLINE void mm_q_tile(uint32_t type, uint32_t n_tok, const uint8_t *w, uint32_t 
     }
     for (uint32_t b = 0; b < n_block; b++, w += mm_block_bytes(type), q += KVC__BLOCK, d++, sum++) {
         vi wv[8], dot[4];
-        vec_prefetch(w + MM_AHEAD);
+        if (ahead) {
+            mm_fetch(type, w + MM_AHEAD);
+        }
         mm_unpack(type, w, wv);
         vf dw = vf_load_f16(w);
         UNROLL for (uint32_t t = 0; t < n_tok; t += step) {
@@ -258,7 +270,6 @@ INLINE void mm_f_blocks(uint32_t n_grp, const kvc__mat *w, uint32_t g, const kvc
     for (uint32_t b = 0; b < w->n_col / KVC__BLOCK; b++) {
         for (uint32_t i = 0; i < n_grp; i++) {
             const uint8_t *at = data + i * w->group_bytes + b * block;
-            vec_prefetch(at + MM_AHEAD);
             mm_block_floats(w->type, at, buf[i]);
         }
         mm_f_some(KVC__T_F32, n_grp, a->n, (const uint8_t *)buf, sizeof buf[0], KVC__BLOCK,

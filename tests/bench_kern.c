@@ -16,11 +16,11 @@
 #include <string.h>
 
 #define N_COL   576u
-#define N_ROW   49152u /* of products with few tokens */
-#define MANY    512u   /* tokens of a prompt */
+#define WEIGHTS (96u << 20) /* bytes of products with few tokens: beyond any cache */
+#define MANY    512u        /* tokens of a prompt */
 #define DIM     64u
 #define N_PAGE  2048u
-#define SECONDS 0.15
+#define SECONDS 0.05
 
 typedef struct job {
     const kvc__kern *k;
@@ -118,13 +118,15 @@ static void line(const job *j, const char *what, uint32_t n_tok, double macs, do
            macs / t[0] * 1e-9, macs / t[1] * 1e-9, bytes / t[0] * 1e-9, bytes / t[1] * 1e-9);
 }
 
+/* n_row 0: as many as WEIGHTS holds. */
 static void bench_product(job *j, const char *what, uint32_t type, int q, uint32_t n_tok,
                           uint32_t n_row) {
     double t[2];
-    kvc__err err;
-    if (kvc__mat_init(&j->mat, type, n_row, N_COL, &err) != KVC_OK) {
+    if (kvc__mat_init(&j->mat, type, 16, N_COL, NULL) != KVC_OK) {
         return;
     }
+    j->mat.n_group = n_row > 0 ? n_row / 16 : (uint32_t)(WEIGHTS / j->mat.group_bytes);
+    j->mat.n_row = n_row = 16 * j->mat.n_group;
     j->mat.data = j->page;
     j->page = NULL;
     j->act.n = n_tok;
@@ -163,12 +165,12 @@ static void bench_level(job *j) {
     for (size_t i = 0; i < sizeof product / sizeof product[0]; i++) {
         for (size_t n = 0; n < sizeof few / sizeof few[0]; n++) {
             if (n % 4 == 0 || i < 3) {
-                bench_product(j, product[i].name, product[i].type, product[i].q, few[n], N_ROW);
+                bench_product(j, product[i].name, product[i].type, product[i].q, few[n], 0);
             }
         }
         bench_product(j, product[i].name, product[i].type, product[i].q, MANY, 1536);
     }
-    for (uint32_t n_q = 1; n_q <= 48; n_q = n_q == 1 ? 3 : n_q == 3 ? 4 : n_q + 44) {
+    for (uint32_t n_q = 1; n_q <= 48; n_q = n_q == 1 ? 3 : n_q + 45) {
         bench_pages(j, "page f32", KVC_TYPE_F32, 4 * full, n_q);
         bench_pages(j, "page f16", KVC_TYPE_F16, 2 * full, n_q);
         bench_pages(j, "page bf16", KVC_TYPE_BF16, 2 * full, n_q);
@@ -186,8 +188,8 @@ int main(int argc, char **argv) {
     job j = {0};
     j.k = only_scalar ? kvc__kern_level(KVC__LEVEL_SCALAR) : kvc__kern_get();
     kvc__fp_enter();
-    j.page = room((size_t)N_ROW * N_COL * 4 + 64);
-    j.out = room((size_t)N_ROW * 16 * 4);
+    j.page = room(WEIGHTS);
+    j.out = room(WEIGHTS / 4);
     j.tile = room((size_t)2 * 16 * 4096 * 4);
     j.act = (kvc__act){.n_col = N_COL, .f_stride = N_COL};
     j.act.f = room((size_t)MANY * N_COL * 4);
