@@ -4,7 +4,7 @@
 # the model. Each does nothing when its result is there already. To be sourced; progress goes to
 # standard error.
 
-kvc_cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/kvc
+kvc_cache=${XDG_CACHE_HOME:-${HOME:-${TMPDIR:-/tmp}}/.cache}/kvc
 kvc_model_file=SmolLM2-135M-Instruct.Q4_1.gguf
 kvc_model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
