@@ -176,14 +176,14 @@ static int32_t take(cursor *c, uint64_t n, const uint8_t **out) {
 }
 
 static int32_t take_u32(cursor *c, uint32_t *out) {
-    const uint8_t *p;
+    const uint8_t *p = NULL;
     KVC_TRY(take(c, 4, &p));
     *out = (uint32_t)load_le(p, 4);
     return KVC_OK;
 }
 
 static int32_t take_u64(cursor *c, uint64_t *out) {
-    const uint8_t *p;
+    const uint8_t *p = NULL;
     KVC_TRY(take(c, 8, &p));
     *out = load_le(p, 8);
     return KVC_OK;
@@ -191,7 +191,7 @@ static int32_t take_u64(cursor *c, uint64_t *out) {
 
 static int32_t take_str(cursor *c, kvc__str *out) {
     uint64_t n;
-    const uint8_t *p;
+    const uint8_t *p = NULL;
     KVC_TRY(take_u64(c, &n));
     KVC_TRY(take(c, n, &p));
     out->p = (const char *)p;
@@ -324,7 +324,7 @@ static int32_t read_kvs(cursor *c, kvc__gguf *g) {
 /* Bytes of a tensor from its type and dims; 0 for a type that is unknown here. */
 static int32_t tensor_bytes(const cursor *c, kvc__gguf_tensor *t) {
     char text[SHOWN];
-    const char *type_name;
+    const char *type_name = "";
     uint32_t elems = 1, bytes = 0;
     bool known = kvc__type_info(t->type, &elems, &bytes, &type_name);
     kvc__str_text(t->name, text, sizeof text);
@@ -466,7 +466,7 @@ static int32_t read_tensors(cursor *c, kvc__gguf *g, uint32_t align) {
 /* ---------------------------------------------------------------- open and close */
 
 static int32_t read_header(cursor *c, kvc__gguf *g) {
-    const uint8_t *magic;
+    const uint8_t *magic = NULL;
     c->what = "header";
     KVC_TRY(take(c, 4, &magic));
     if (memcmp(magic, "GGUF", 4) != 0) {

@@ -263,7 +263,7 @@ static int32_t want_tensor(loader *l, const char *name, uint64_t n_row, uint64_t
 
 /* Shapes a matrix and notes where its rows are. */
 static int32_t bind_mat(loader *l, const char *name, uint64_t n_row, uint64_t n_col, kvc__mat *m) {
-    const kvc__gguf_tensor *t;
+    const kvc__gguf_tensor *t = NULL;
     char buf[24];
     KVC_TRY(want_tensor(l, name, n_row, n_col, &t));
     if (!t->data || !kvc__mat_known(t->type)) {
@@ -291,7 +291,7 @@ static float load_f16(const uint8_t *p) {
 
 /* Copies a vector of n floats. */
 static int32_t load_vector(loader *l, const char *name, uint32_t n, float **out) {
-    const kvc__gguf_tensor *t;
+    const kvc__gguf_tensor *t = NULL;
     char buf[24];
     KVC_TRY(want_tensor(l, name, 1, n, &t));
     if (t->type != KVC__T_F32 && t->type != KVC__T_F16) {

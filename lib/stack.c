@@ -120,13 +120,30 @@ static int32_t check_codec(kvc__stage *st, const kvc_codec *theirs, kvc_codec *o
     return KVC_OK;
 }
 
+/* A stage that doesn't answer 'format' leaves the formats and the codec alone. */
+static int32_t check_format(const kvc__stage *st, uint32_t n_layer, kvc__err *err) {
+    static const kvc_format unsaid = {.struct_size = sizeof unsaid};
+    if ((st->plan.answers & KVC_ANSWERS_FORMAT) != 0) {
+        return KVC_OK;
+    }
+    bool said = st->plan.codec != NULL;
+    for (uint32_t i = 0; i < n_layer; i++) {
+        said |= memcmp(&st->format[i], &unsaid, sizeof unsaid) != 0;
+    }
+    return said ? plan_bad(st, "has a format or a codec without answering 'format'", err) : KVC_OK;
+}
+
 /* Checks one plan on its own. */
-static int32_t check_plan(kvc__stage *st, kvc__err *err) {
+static int32_t check_plan(kvc__stage *st, uint32_t n_layer, kvc__err *err) {
     kvc_plan *p = &st->plan;
     const kvc_policy_api *api = &st->policy.api;
     const bool which = (p->answers & KVC_ANSWERS_WHICH) != 0;
+    const uint32_t known = KVC_ANSWERS_WHICH | KVC_ANSWERS_FORMAT | KVC_ANSWERS_WHERE;
     if (p->quantum == 0) {
         p->quantum = KVC_PAGE;
+    }
+    if ((p->answers & ~known) != 0) {
+        return plan_bad(st, "answers a question that this host doesn't know", err);
     }
     if (p->quantum != 1 && p->quantum % KVC_PAGE != 0) {
         return plan_bad(st, "has a quantum that is neither 1 nor a multiple of 64", err);
@@ -154,10 +171,7 @@ static int32_t check_plan(kvc__stage *st, kvc__err *err) {
         return plan_bad(
             st, "wants positions in the cache, which go with visible() and without evictions", err);
     }
-    if (p->codec != NULL && (p->answers & KVC_ANSWERS_FORMAT) == 0) {
-        return plan_bad(st, "has a codec without answering 'format'", err);
-    }
-    return KVC_OK;
+    return check_format(st, n_layer, err);
 }
 
 /* A stage's answers must be its own: names both stages when they aren't. */
@@ -298,7 +312,7 @@ static int32_t stack_build(kvc__stack *s, const kvc__stack_env *env, const kvc__
         pthread_mutex_init(&st->lock, NULL);
         s->n_stage = j + 1;
         KVC_TRY(stage_create(s, st, env, search, &spec->stage[j], j, err));
-        KVC_TRY(check_plan(st, err));
+        KVC_TRY(check_plan(st, s->n_layer, err));
         KVC_TRY(check_conflict(s, j, err));
     }
     merge_hooks(s);
@@ -478,8 +492,13 @@ int32_t kvc__stack_rewind(kvc__stack *s, int32_t pos, int32_t *out, kvc__err *er
         } else if ((st->plan.flags & KVC_PLAN_EVICTS) != 0 || st->plan.n_column > 0) {
             mine = 0;
         }
-        if (mine < 0 || mine > pos) {
-            return hook_failed(st, mine < 0 ? mine : KVC_E_POLICY, "rewind", KVC_ALL, pos, err);
+        if (mine > pos) {
+            return kvc__fail(err, KVC_E_POLICY,
+                             "policy '%s': rewind answered position %d, above the %d asked for",
+                             st->policy.desc.name, (int)mine, (int)pos);
+        }
+        if (mine < 0) {
+            return hook_failed(st, mine, "rewind", KVC_ALL, pos, err);
         }
         *out = mine < *out ? mine : *out;
     }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * test_golden.c: the real model against an independent float32 implementation: last-position logits, mean NLL and
- * greedy tokens of every reference prompt, for both ways to compute. Uses the public API alone. Needs the model:
- * KVC_TEST_MODEL; KVC_TEST_DATA holds the reference. */
+ * test_golden.c: the real model against an independent float32 implementation: last-position
+ * logits, mean NLL and greedy tokens of every reference prompt, for both ways to compute. Uses the
+ * public API alone. Needs the model: KVC_TEST_MODEL; KVC_TEST_DATA holds the reference. */
 #include "kvc/kvc.h"
 
 #include <check.h>
@@ -95,7 +95,8 @@ static double top10_error(const json_t *entry, const float *logits) {
     double worst = 0;
     const size_t n = ids_of(entry, "last_top10_ids", ids, 10);
     for (size_t i = 0; i < n; i++) {
-        double want = json_number_value(json_array_get(json_object_get(entry, "last_top10_logits"), i));
+        double want =
+            json_number_value(json_array_get(json_object_get(entry, "last_top10_logits"), i));
         worst = fmax(worst, fabs((double)logits[ids[i]] - want));
     }
     return worst;
@@ -109,18 +110,22 @@ static double margin_of(const json_t *entry) {
 START_TEST(f32_equals_the_reference) {
     const json_t *entry = json_array_get(json_object_get(reference, "logits"), (size_t)_i);
     int32_t ids[1024], greedy[64];
-    const size_t n = ids_of(entry, "ids", ids, 1024), n_greedy = ids_of(entry, "greedy32", greedy, 64);
+    const size_t n = ids_of(entry, "ids", ids, 1024),
+                 n_greedy = ids_of(entry, "greedy32", greedy, 64);
     kvc_session *s = open_session("f32", "full:type=f32");
-    const double mean = prompt_nll(s, ids, n), want = json_number_value(json_object_get(entry, "mean_nll"));
+    const double mean = prompt_nll(s, ids, n),
+                 want = json_number_value(json_object_get(entry, "mean_nll"));
     const float *last = kvc_session_logits(s, (uint32_t)n - 1);
     const double error = top10_error(entry, last);
-    printf("f32  prompt %d: %zu tokens, top-10 logits within %.2e, mean NLL %.6f (reference %.6f)\n", _i, n,
-           error, mean, want);
+    printf(
+        "f32  prompt %d: %zu tokens, top-10 logits within %.2e, mean NLL %.6f (reference %.6f)\n",
+        _i, n, error, mean, want);
     ck_assert_double_le(error, 5e-3);
     ck_assert_double_le(fabs(mean / want - 1), 1e-4);
     int32_t token = (int32_t)argmax(last);
     for (size_t i = 0; i < n_greedy; i++) {
-        ck_assert_msg(token == greedy[i], "greedy token %zu is %d, not %d", i, (int)token, (int)greedy[i]);
+        ck_assert_msg(token == greedy[i], "greedy token %zu is %d, not %d", i, (int)token,
+                      (int)greedy[i]);
         ck_assert_int_eq(kvc_session_decode(s, &token, 1), KVC_OK);
         token = (int32_t)argmax(kvc_session_logits(s, 0));
     }
@@ -133,12 +138,14 @@ START_TEST(int8_is_near_the_reference) {
     int32_t ids[1024];
     const size_t n = ids_of(entry, "ids", ids, 1024);
     kvc_session *s = open_session("int8", "full");
-    const double mean = prompt_nll(s, ids, n), want = json_number_value(json_object_get(entry, "mean_nll"));
+    const double mean = prompt_nll(s, ids, n),
+                 want = json_number_value(json_object_get(entry, "mean_nll"));
     const float *last = kvc_session_logits(s, (uint32_t)n - 1);
     const double error = top10_error(entry, last);
-    const int32_t first = (int32_t)json_integer_value(json_array_get(json_object_get(entry, "last_top10_ids"), 0));
-    printf("int8 prompt %d: %zu tokens, top-10 logits within %.3f, mean NLL off by %.3f %%\n", _i, n, error,
-           100 * fabs(mean / want - 1));
+    const int32_t first =
+        (int32_t)json_integer_value(json_array_get(json_object_get(entry, "last_top10_ids"), 0));
+    printf("int8 prompt %d: %zu tokens, top-10 logits within %.3f, mean NLL off by %.3f %%\n", _i,
+           n, error, 100 * fabs(mean / want - 1));
     ck_assert_double_le(error, 0.8);
     ck_assert_double_le(fabs(mean / want - 1), n > 400 ? 0.005 : 0.03);
     if (margin_of(entry) > 0.5) {
