@@ -602,6 +602,13 @@ int32_t kvc__stack_blame(const kvc__stack *s, int32_t code, const char *call, ui
                      kvc_status_name(code));
 }
 
+void kvc__stack_claims(const kvc__stage *st, kvc_claims *out) {
+    *out = (kvc_claims){.struct_size = sizeof *out};
+    if (st->policy.api.stats != NULL && st->policy.api.stats(st->self, out) != KVC_OK) {
+        *out = (kvc_claims){.struct_size = sizeof *out};
+    }
+}
+
 void kvc__stack_bytes(const kvc__stack *s, uint64_t *memory, uint64_t *disk) {
     int64_t m = 0, d = 0;
     for (uint32_t j = 0; j < s->n_stage; j++) {

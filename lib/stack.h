@@ -119,6 +119,8 @@ int32_t kvc__stack_visible(const kvc__stack *s, uint32_t layer, int32_t pos, kvc
 int32_t kvc__stack_blame(const kvc__stack *s, int32_t code, const char *call, uint32_t layer,
                          uint32_t head, int32_t pos, kvc__err *err);
 
+/** What a stage says of itself; zeros when it says nothing. */
+void kvc__stack_claims(const kvc__stage *st, kvc_claims *out);
 /** Bytes of all stages: memory and disk. */
 void kvc__stack_bytes(const kvc__stack *s, uint64_t *memory, uint64_t *disk);
 

@@ -282,6 +282,9 @@ typedef struct kvc_stage_stats {
     uint64_t peak_bytes;   /**< the most of it */
     uint64_t disk_bytes;   /**< counted by the host */
     uint64_t hook_ns;      /**< time in its [decode] hooks */
+    uint64_t n_evicted;    /**< entries given up, as the policy says */
+    uint64_t n_selected;   /**< pages left to be read by select(), as the policy says */
+    uint64_t n_skipped;    /**< pages taken out by select(), as the policy says */
 } kvc_stage_stats;
 
 /** Fills out for the i-th stage. @return KVC_OK, KVC_E_RANGE */

@@ -28,13 +28,15 @@
  * result.
  *
  * **Threads.** Each function has a tag. `[control]`: alone on the instance. `[decode]`: one at a
- * time on the instance, from any thread. `[worker]`: concurrently, for different lanes. Instances
- * share nothing: a policy has no mutable globals.
+ * time on the instance, from any thread. `[worker]`: concurrently, but never twice at once for one
+ * lane. `[pure]`: any number at once, also for one page; changes nothing. `[any]`: whenever.
+ * Instances share nothing: a policy has no mutable globals.
  *
  * **Errors.** Functions return KVC_OK or a negative status of status.h and may give a sentence by
  * host->fail(). KVC_E_NOMEM undoes the step and the session lives; any other failure kills the
- * session's stack, which is then only destroyed. A policy never prints, exits, aborts, or unwinds
- * through the host.
+ * session's stack, which is then only destroyed. After a call that failed or was cancelled,
+ * truncate() says where the session went back to, so append() may see positions again. A policy
+ * never prints, exits, aborts, or unwinds through the host.
  *
  * **Growth.** Tables begin with their size and grow only at the end; a member beyond struct_size is
  * absent. Arrays of such tables carry a stride. While the ABI integer is 0.x-like
@@ -154,14 +156,15 @@ enum {
 };
 
 /** Services of the host, one table per stage and session, valid from create() until destroy()
- * returns. `ctx` is passed back as the first argument. All members are set. */
+ * returns, as are its extensions. `ctx` is passed back as the first argument. All members are set.
+ */
 typedef struct kvc_host {
     uint32_t struct_size; /**< sizeof in the host */
     uint32_t abi;         /**< KVC_POLICY_ABI of the host */
     void *ctx;            /**< the host's; opaque */
     /** [any] Counted allocation: grows, shrinks, or (new_size 0) frees p, whose size was old_size.
      * align is a power of two up to 4096. New bytes are zero. NULL when there is no memory; p is
-     * then unchanged. */
+     * then unchanged. Freeing NULL is legal. */
     void *(*realloc)(void *ctx, void *p, size_t old_size, size_t new_size, size_t align);
     /** [any] Counts bytes held elsewhere: delta is added to the stage's figure of that KVC_BYTES_
      * kind. */
@@ -199,14 +202,14 @@ typedef struct kvc_step {
     uint32_t n;           /**< tokens */
     int32_t pos;          /**< position of the first; the others follow */
     uint32_t phase;       /**< KVC_PHASE_… of the last token */
-    uint32_t replay;      /**< 1: these tokens are computed again */
+    uint32_t replay;      /**< 1: the first of these tokens is computed again */
     uint32_t last;        /**< 1: the final batch of the call */
     const int32_t *token; /**< [n] */
 } kvc_step;
 
-/** Rows of one lane, in ascending position. Floats as the engine computed them or, for keys and
- * values, rounded to the plan's open type. Observers and select() see keys and queries before a
- * Hadamard rotation, codecs after. */
+/** Rows of one lane, in ascending position. Keys and values are rounded to the plan's open type,
+ * raw keys and queries are as the engine computed them. Observers and select() see keys, values and
+ * queries before a Hadamard rotation, codecs after. */
 typedef struct kvc_rows {
     uint32_t struct_size; /**< sizeof in the host */
     uint32_t layer;       /**< of the lane */
@@ -244,9 +247,9 @@ typedef struct kvc_page {
 
 /* ---------------------------------------------------------------- what the policy answers */
 
-/** A page format of the policy's own. All functions are [worker]: lanes are handled side by side.
- * The result for a query never depends on n_q. Rows beyond the page's n hold finite floats of no
- * meaning. */
+/** A page format of the policy's own. encode() is [worker]; move() is [decode]; the others are
+ * [pure]. The result for a query never depends on n_q. Rows beyond the page's n hold finite floats
+ * of no meaning; so may rows of a page that was moved about. */
 typedef struct kvc_codec {
     uint32_t struct_size; /**< sizeof in the policy */
     uint32_t flags;       /**< KVC_CODEC_… */
@@ -291,7 +294,8 @@ typedef struct kvc_format {
 #define kvc_plan_format(plan, i)                                                                   \
     ((kvc_format *)(void *)((char *)(plan)->format + (size_t)(i) * (plan)->format_stride))
 
-/** Questions a stage answers; two stages of a stack can't answer the same. */
+/** Questions a stage answers; two stages of a stack can't answer the same. A stage that only
+ * observes answers none. */
 enum {
     KVC_ANSWERS_WHICH = 1u << 0,  /**< visible(), select(), or evictions */
     KVC_ANSWERS_FORMAT = 1u << 1, /**< the formats or the codec */
@@ -362,22 +366,24 @@ typedef struct kvc_policy_api {
                       kvc_plan *plan, void **self);
     /** [control] Frees the instance; legal after any failure. */
     void (*destroy)(void *self);
-    /** Which: the positions that the query at `pos` of that layer may attend to. Writes at most cap
-     * (at least KVC_MAX_RANGES) ascending, disjoint ranges below pos + 1 and returns their number.
-     * Pure: depends on (layer, pos) alone; as pos grows, a range's first position never falls. The
-     * query's own position is always visible. Entries that no later query can see are freed by the
-     * store. [worker] */
+    /** [pure] Which: the positions that the query at `pos` of that layer may attend to. Writes at
+     * most cap (at least KVC_MAX_RANGES) ascending, disjoint, non-empty ranges and returns their
+     * number; what lies above pos is cut off. Depends on (layer, pos) alone; as pos grows, a
+     * range's first position never falls. The query's own position is always visible, said or not.
+     * Entries that no later query can see are freed by the store. */
     uint32_t (*visible)(void *self, uint32_t layer, int32_t pos, kvc_range *out, uint32_t cap);
     /** [decode] A batch is about to be computed. May lower *from (the first position to compute, on
      * entry step->pos): the store forgets what lies at and above it and the engine computes it
      * again. Called once per call, not for what it caused to be computed again. */
     int32_t (*begin)(void *self, const kvc_step *step, int32_t *from);
-    /** [worker] An observer: rows were appended to a lane by the store; k, v as stored, queries and
-     * raw keys if asked for. All rows lie in one page and end at or before a tick. */
+    /** [worker] An observer: rows are about to be appended to a lane; k and v rounded to the open
+     * type, queries and raw keys if asked for. All rows lie in one page and end at or before a
+     * tick. */
     int32_t (*append)(void *self, const kvc_rows *rows);
-    /** [worker] Which pages one query reads: rows->n is 1, k and v NULL. page is a bit set of
-     * n_page sealed pages of the lane in store order, all set; clear those to skip. The open page
-     * is always read. */
+    /** [worker] Which pages one query reads: rows->n is 1, k and v NULL. page is a bit set of the
+     * n_page sealed pages of the lane, bit i % 64 of word i / 64 for page i, all set; clear those
+     * to skip. As long as the stage evicts nothing, page i holds positions 64 i to 64 i + 63, and
+     * pages that were freed keep their number. n_page may be 0. The open page is always read. */
     int32_t (*select)(void *self, const kvc_rows *query, uint64_t *page, uint32_t n_page);
     /** [decode] A tick, inside that layer: may evict in this layer only. step holds the tokens up
      * to the tick. */
@@ -388,8 +394,8 @@ typedef struct kvc_policy_api {
     /** [control] The highest position <= pos that this stage can return to; a pure query. NULL:
      * pos, or 0 for a stage that evicts. */
     int32_t (*rewind)(void *self, int32_t pos);
-    /** [control] Go back to pos, an answer of rewind(); 0 clears. The store has done its part
-     * already. */
+    /** [control] Go back to pos, at or below an answer of rewind(); 0 clears. The store has done
+     * its part already and can't be read here. What follows pos is appended again. */
     int32_t (*truncate)(void *self, int32_t pos);
     /** [control] Figures of the policy's own, zeroed by the host. */
     int32_t (*stats)(void *self, kvc_claims *out);
@@ -465,8 +471,9 @@ typedef struct kvc_host_store {
     int32_t (*keep)(void *ctx, uint32_t layer, uint32_t head, const uint32_t *index, uint32_t n);
     /** Evicts the entries at positions [first, end). head may be KVC_ALL. */
     int32_t (*drop)(void *ctx, uint32_t layer, uint32_t head, int32_t first, int32_t end);
-    /** Decodes live entries [first, first + n) into k[n, dim_k] and v[n, dim_v], as stored (after a
-     * Hadamard rotation); either may be NULL. */
+    /** Takes memory for a page while it runs: not for every token. Decodes live entries [first,
+     * first + n) into k[n, dim_k] and v[n, dim_v], as stored (after a Hadamard rotation); either
+     * may be NULL. */
     int32_t (*read)(void *ctx, uint32_t layer, uint32_t head, uint32_t first, uint32_t n, float *k,
                     float *v);
     /** Bytes that one sealed entry takes in that layer, both halves: page bytes / KVC_PAGE, rounded
@@ -481,7 +488,7 @@ typedef struct kvc_host_store {
 typedef struct kvc_host_math {
     uint32_t struct_size; /**< sizeof in the host */
     uint32_t pad;         /**< 0 */
-    /** Bytes of KVC_PAGE packed rows: 66 × dim... see the definition; a multiple of 64. */
+    /** Bytes of KVC_PAGE packed rows: KVC_PAGE × (2 + dim), a multiple of 64. */
     size_t (*i8_bytes)(void *ctx, uint32_t dim);
     /** Packs KVC_PAGE rows of dim floats, stride floats apart, as keys. */
     void (*i8_pack_k)(void *ctx, const float *rows, uint32_t stride, uint32_t dim, void *dst);
