@@ -86,6 +86,11 @@ typedef struct kvc__attend {
     uint32_t *job;              /* first job of each block, and one past */
 } kvc__attend;
 
+/** Floats of one row's partial result: maximum, sum, output. */
+static inline size_t kvc__partial_row(const kvc__attend *a) {
+    return 2 + (size_t)a->model->hp.dim_v;
+}
+
 /** Sizes the scratch for sessions of up to n_ctx positions; observe, select: whether one of them
  * asks for it. Grows only. KVC_E_NOMEM. */
 int32_t kvc__attend_reserve(kvc__attend *a, kvc_model *model, uint32_t n_ctx, bool observe,

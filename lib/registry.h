@@ -6,6 +6,7 @@
 
 #include "err.h"
 #include "mem.h"
+#include "policy_table.h"
 
 #include "kvc/kvc.h"
 #include "kvc/policy.h"
@@ -24,17 +25,6 @@ typedef struct kvc__search {
     int use_default;        /* the installed directory (the build tree's for the build tree) */
 } kvc__search;
 
-/** A loaded policy: the host's own copies of the tables (zero beyond what the policy has), never
- * freed while its library is mapped; libraries stay mapped (RTLD_NODELETE). */
-typedef struct kvc__policy {
-    kvc_policy desc;    /* copy; .api and .param point to the copies below */
-    kvc_policy_api api; /* copy */
-    kvc_param *param;   /* [desc.n_param] copies, param_stride sizeof(kvc_param) */
-    size_t param_bytes;
-    char *path; /* file, "" when linked in */
-    size_t path_bytes;
-} kvc__policy;
-
 /** Finds and loads `word` (a name, or a path when it holds '/'). Each check has its own code:
  *  KVC_E_NOT_FOUND (lists what was searched and the nearest name), KVC_E_LOAD_FILE (stat),
  * KVC_E_LOAD_OPEN (dlopen, with dlerror's text), KVC_E_LOAD_SYMBOL, KVC_E_LOAD_ABI,
@@ -42,13 +32,6 @@ typedef struct kvc__policy {
  * file must hold exactly one policy or the word is refused, saying how many there are. */
 int32_t kvc__registry_load(kvc__mem *mem, const kvc__search *search, const char *word,
                            kvc__policy *out, kvc__err *err);
-/** Frees the copies; a zeroed one is legal. */
-void kvc__policy_free(kvc__mem *mem, kvc__policy *p);
-/** Copies and checks one table answered by an entry function: sizes, ABI, name, parameters,
- * requires. */
-int32_t kvc__policy_check(kvc__mem *mem, const kvc_policy *theirs, const char *path,
-                          kvc__policy *out, kvc__err *err);
-
 /** All that can be found; broken files with their reason. */
 struct kvc_policies {
     kvc__mem own; /* counts; lives with the list */
