@@ -289,6 +289,21 @@ void kvc__store_seal_end(kvc__store *s, uint32_t layer) {
 
 /* ---------------------------------------------------------------- giving up */
 
+/* Whether an entry of page i of a lane lies at floor or above, or in one of the ranges. */
+static bool page_seen(const kvc__store *s, uint32_t lane, uint32_t i, int32_t floor,
+                      const kvc_range *range, uint32_t n_range) {
+    int32_t pos[KVC_PAGE];
+    const uint32_t n = kvc__store_positions(s, lane, i, pos);
+    for (uint32_t e = 0; e < n; e++) {
+        for (uint32_t x = 0; x < n_range; x++) {
+            if (pos[e] >= range[x].first && pos[e] < range[x].end) {
+                return true;
+            }
+        }
+    }
+    return n > 0 && pos[n - 1] >= floor;
+}
+
 int32_t kvc__store_free_unseen(kvc__store *s, uint32_t layer, int32_t floor) {
     kvc_range range[KVC_MAX_RANGES + 1];
     uint32_t n = 0;
@@ -297,12 +312,7 @@ int32_t kvc__store_free_unseen(kvc__store *s, uint32_t layer, int32_t floor) {
         kvc__lane *l = &s->lane[j];
         for (uint32_t i = 0; i < l->n_page; i++) {
             kvc__ref *r = &l->page[i];
-            const int32_t end = r->pos0 + (int32_t)r->n;
-            bool seen = r->moved != 0 || end > floor;
-            for (uint32_t x = 0; x < n && !seen; x++) {
-                seen = range[x].first < end && r->pos0 < range[x].end;
-            }
-            if (!seen) {
+            if (r->slot != KVC__NO_SLOT && !page_seen(s, j, i, floor, range, n)) {
                 ref_free(s, layer, l, r);
             }
         }
@@ -320,7 +330,10 @@ static int32_t move_entry(kvc__store *s, uint32_t layer, uint32_t lane, uint32_t
     uint8_t *dst = a->base + (size_t)l->page[tp].slot * a->page_bytes;
     const uint8_t *src = a->base + (size_t)l->page[fp].slot * a->page_bytes;
     if (to != from) {
-        KVC_TRY(kvc__codec_move(&s->stack->codec, layer, dst, te, src, fe));
+        int32_t rc = kvc__codec_move(&s->stack->codec, layer, dst, te, src, fe);
+        if (rc != KVC_OK) {
+            return rc == KVC_E_NOMEM ? rc : KVC_E_POLICY;
+        }
         for (uint32_t c = 0; c < s->n_column; c++) {
             kvc__store_column(s, lane, c, tp)[te] = kvc__store_column(s, lane, c, fp)[fe];
         }
@@ -363,6 +376,8 @@ static int32_t compact(kvc__store *s, uint32_t layer, uint32_t lane) {
         }
         slots++;
     }
+    /* From here on the index of a page doesn't tell its positions. */
+    s->evicted = 1;
     const uint32_t used = (to + KVC_PAGE - 1) / KVC_PAGE;
     for (uint32_t i = 0; i < slots; i++) {
         kvc__ref *r = &l->page[i];
@@ -430,8 +445,9 @@ int32_t kvc__store_rewind(const kvc__store *s, int32_t pos) {
         }
         l = &s->lane[s->lane0[i]];
         for (uint32_t x = 0; x < n; x++) {
-            for (int32_t p = r[x].first / (int32_t)KVC_PAGE; p * (int32_t)KVC_PAGE < r[x].end;
-                 p++) {
+            /* pos itself is seen too, but is to be computed anyway. */
+            const int32_t stop = r[x].end < pos ? r[x].end : pos;
+            for (int32_t p = r[x].first / (int32_t)KVC_PAGE; p * (int32_t)KVC_PAGE < stop; p++) {
                 if ((uint32_t)p < l->n_page && l->page[p].slot == KVC__NO_SLOT) {
                     return 0;
                 }
