@@ -66,7 +66,7 @@ static int32_t check_run(kvc_session *s, const kvc_run *r) {
  * way. */
 static int32_t take_run(kvc_run *r, const kvc_session *first) {
     kvc_session *s = r->session;
-    if (atomic_flag_test_and_set(&s->busy)) {
+    if (atomic_exchange(&s->busy, 1) != 0) {
         return KVC_E_BUSY;
     }
     s->err.text[0] = s->dead != KVC_OK ? s->err.text[0] : '\0';
@@ -78,55 +78,58 @@ static int32_t take_run(kvc_run *r, const kvc_session *first) {
         rc = check_run(s, r);
     }
     if (rc < 0) {
-        atomic_flag_clear(&s->busy);
+        atomic_store(&s->busy, 0);
     }
     return rc;
 }
 
-/* Sessions taken at a time; more are computed in a further round. */
+/* Sessions computed at a time; more follow in a further round. */
 #define ROUND 64u
 
-static int32_t decode_round(kvc_run *run, uint32_t n, uint32_t stride,
-                            const kvc_session **model_of) {
-    kvc_session *taken[ROUND];
-    uint32_t n_taken = 0;
+/* Takes all sessions first, so that one given twice is found wherever it stands. */
+static void take_all(kvc_run *run, uint32_t n, uint32_t stride) {
+    const kvc_session *first = NULL;
     for (uint32_t i = 0; i < n; i++) {
         kvc_run *r = run_at(run, i, stride);
         r->n_logits = 0;
-        r->status = r->session == NULL ? KVC_E_ARG : take_run(r, *model_of);
+        r->status = KVC_E_ARG;
+        if (r->session != NULL && r->struct_size >= sizeof *r) {
+            r->status = take_run(r, first);
+        }
         if (r->status == KVC_OK) {
-            *model_of = r->session;
             r->session->run = r;
-            taken[n_taken++] = r->session;
+            first = r->session;
         }
     }
-    if (n_taken > 0) {
-        kvc__session_decode(taken, n_taken);
-    }
-    for (uint32_t i = 0; i < n_taken; i++) {
-        taken[i]->run = NULL;
-        atomic_flag_clear(&taken[i]->busy);
-    }
-    int32_t status = KVC_OK;
-    for (uint32_t i = 0; i < n && status == KVC_OK; i++) {
-        status = run_at(run, i, stride)->status;
-    }
-    return status;
 }
 
 int32_t kvc_decode(kvc_run *run, uint32_t n, uint32_t stride) {
     if (n == 0) {
         return KVC_OK;
     }
-    if (run == NULL || stride < sizeof(kvc_run) || run->struct_size < sizeof(kvc_run)) {
+    if (run == NULL || stride < sizeof(kvc_run) || stride % _Alignof(kvc_run) != 0) {
         return KVC_E_ARG;
     }
+    kvc_session *taken[ROUND];
+    uint32_t n_taken = 0;
     int32_t status = KVC_OK;
-    const kvc_session *model_of = NULL;
-    for (uint32_t i = 0; i < n; i += ROUND) {
-        const uint32_t m = n - i < ROUND ? n - i : ROUND;
-        int32_t rc = decode_round(run_at(run, i, stride), m, stride, &model_of);
-        status = status == KVC_OK ? rc : status;
+    take_all(run, n, stride);
+    for (uint32_t i = 0; i < n; i++) {
+        kvc_run *r = run_at(run, i, stride);
+        if (r->status == KVC_OK) {
+            taken[n_taken++] = r->session;
+        }
+        if (n_taken == ROUND || (i + 1 == n && n_taken > 0)) {
+            kvc__session_decode(taken, n_taken);
+            while (n_taken > 0) {
+                kvc_session *s = taken[--n_taken];
+                s->run = NULL;
+                atomic_store(&s->busy, 0);
+            }
+        }
+    }
+    for (uint32_t i = 0; i < n && status == KVC_OK; i++) {
+        status = run_at(run, i, stride)->status;
     }
     return status;
 }
@@ -157,16 +160,17 @@ int32_t kvc_session_truncate(kvc_session *session, uint32_t n_past) {
     if (session == NULL) {
         return KVC_E_ARG;
     }
-    if (atomic_flag_test_and_set(&session->busy)) {
+    if (atomic_exchange(&session->busy, 1) != 0) {
         return KVC_E_BUSY;
     }
     int32_t rc = KVC_E_DEAD;
     if (session->dead == KVC_OK) {
+        session->err.text[0] = '\0';
         pthread_mutex_lock(&session->model->lock);
         rc = kvc__session_truncate(session, n_past);
         pthread_mutex_unlock(&session->model->lock);
     }
-    atomic_flag_clear(&session->busy);
+    atomic_store(&session->busy, 0);
     return rc;
 }
 
@@ -208,6 +212,9 @@ int32_t kvc_session_get_stats(const kvc_session *session, kvc_session_stats *out
     if (session == NULL || out == NULL) {
         return KVC_E_ARG;
     }
+    if (atomic_load(&session->busy) != 0) {
+        return KVC_E_BUSY;
+    }
     kvc__store_bytes b;
     uint64_t memory, disk;
     kvc__store_count(&session->store, &b);
@@ -239,6 +246,9 @@ int32_t kvc_session_get_stats(const kvc_session *session, kvc_session_stats *out
 int32_t kvc_session_get_stage(const kvc_session *session, uint32_t i, kvc_stage_stats *out) {
     if (session == NULL || out == NULL) {
         return KVC_E_ARG;
+    }
+    if (atomic_load(&session->busy) != 0) {
+        return KVC_E_BUSY;
     }
     if (i >= session->stack.n_stage) {
         return KVC_E_RANGE;

@@ -50,6 +50,8 @@ static const char *const call_name[] = {"visible", "append", "select", "score", 
  * three. */
 static void note_failure(kvc__attend *a, uint32_t piece, uint32_t head, int32_t code, int call) {
     int none = 0;
+    /* A plugin's status may be any number; only those that mean something here fit. */
+    code = code < 0 && code > -64 ? code : KVC_E_POLICY;
     const int packed = code * 8 - call;
     atomic_compare_exchange_strong(&a->failed[(size_t)piece * a->model->hp.n_head_kv + head], &none,
                                    packed);
@@ -75,7 +77,8 @@ static void collect_failures(kvc__attend *a) {
 static float round_open(uint32_t type, float x) {
     switch (type) {
     case KVC_TYPE_F16:
-        return kvc__f32_of_f16(kvc__f16(x));
+        x = x > 65504.0f ? 65504.0f : x;
+        return kvc__f32_of_f16(kvc__f16(x < -65504.0f ? -65504.0f : x));
     case KVC_TYPE_BF16:
         return kvc__f32_of_bf16(kvc__bf16(x));
     default:

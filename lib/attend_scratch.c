@@ -71,19 +71,23 @@ static int32_t reserve_threads(kvc__attend *a, kvc_model *model, uint32_t max_ra
     const uint32_t n = kvc__pool_n_thread(model->pool);
     kvc__attend_thread none;
     kvc__mem *m = &model->mem;
+    const uint32_t old_range = a->max_range;
     const size_t before = thread_floats(a, &model->hp, NULL, &none);
-    float *old = a->thread != NULL ? a->thread[0].s : NULL;
     a->max_range = max_range;
     const size_t each = thread_floats(a, &model->hp, NULL, &none);
     float *fresh = kvc__alloc_n(m, each * n, sizeof(float));
-    if (a->thread == NULL) {
-        a->thread = kvc__alloc_n(m, n, sizeof *a->thread);
-    }
-    if (fresh == NULL || a->thread == NULL) {
+    kvc__attend_thread *thread =
+        a->thread != NULL ? a->thread : kvc__alloc_n(m, n, sizeof *a->thread);
+    if (fresh == NULL || thread == NULL) {
+        a->max_range = old_range;
         kvc__free(m, fresh, each * n * sizeof(float));
+        kvc__free(m, a->thread == NULL ? thread : NULL, n * sizeof *thread);
         return kvc__fail(err, KVC_E_NOMEM, "no memory for the threads' scratch; lower n_threads");
     }
-    kvc__free(m, old, before * n * sizeof(float));
+    if (a->thread != NULL) {
+        kvc__free(m, a->thread[0].s, before * n * sizeof(float));
+    }
+    a->thread = thread;
     for (uint32_t i = 0; i < n; i++) {
         thread_floats(a, &model->hp, fresh + each * i, &a->thread[i]);
     }

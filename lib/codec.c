@@ -91,6 +91,12 @@ void kvc__codec_plain(kvc__codec *c, const kvc__kern *kern, const kvc__page_shap
     c->shape = shape;
 }
 
+/* What a plugin's codec answered, as one of our statuses: only memory can run out without it being
+ * broken. */
+static int32_t checked(int32_t rc) {
+    return rc == KVC_OK || rc == KVC_E_NOMEM ? rc : KVC_E_POLICY;
+}
+
 int32_t kvc__codec_encode(const kvc__codec *c, uint32_t layer, uint32_t head, uint32_t n,
                           const int32_t *pos, const void *open_k, const void *open_v, void *dst,
                           kvc__codec_scratch *scratch) {
@@ -112,17 +118,17 @@ int32_t kvc__codec_encode(const kvc__codec *c, uint32_t layer, uint32_t head, ui
                      .v = scratch->v,
                      .k_stride = s->dim_k,
                      .v_stride = s->dim_v};
-    return c->api.encode(c->self, &rows, dst);
+    return checked(c->api.encode(c->self, &rows, dst));
 }
 
 int32_t kvc__codec_decode(const kvc__codec *c, const kvc_page *page, kvc__codec_scratch *scratch) {
-    return c->api.decode(c->self, page, scratch->k, scratch->v);
+    return checked(c->api.decode(c->self, page, scratch->k, scratch->v));
 }
 
 int32_t kvc__codec_score(const kvc__codec *c, const kvc_page *page, const float *q, uint32_t n_q,
                          float *s, kvc__codec_scratch *scratch) {
     if (c->api.score != NULL) {
-        return c->api.score(c->self, page, q, n_q, s);
+        return checked(c->api.score(c->self, page, q, n_q, s));
     }
     const uint32_t dim = c->shape[page->layer].dim_k;
     KVC_TRY(kvc__codec_decode(c, page, scratch));
@@ -136,7 +142,7 @@ int32_t kvc__codec_score(const kvc__codec *c, const kvc_page *page, const float 
 int32_t kvc__codec_mix(const kvc__codec *c, const kvc_page *page, const float *p, uint32_t n_q,
                        float *acc, kvc__codec_scratch *scratch) {
     if (c->api.mix != NULL) {
-        return c->api.mix(c->self, page, p, n_q, acc);
+        return checked(c->api.mix(c->self, page, p, n_q, acc));
     }
     KVC_TRY(kvc__codec_decode(c, page, scratch));
     c->kern->mix(KVC_TYPE_F32, scratch->v, c->shape[page->layer].dim_v, p, KVC_PAGE, n_q, acc);
@@ -149,5 +155,5 @@ bool kvc__codec_movable(const kvc__codec *c) {
 
 int32_t kvc__codec_move(const kvc__codec *c, uint32_t layer, void *dst, uint32_t to,
                         const void *src, uint32_t from) {
-    return c->api.move(c->self, layer, dst, to, src, from);
+    return checked(c->api.move(c->self, layer, dst, to, src, from));
 }

@@ -253,14 +253,20 @@ static int32_t finish_piece(kvc_model *m, kvc__part *p, uint32_t layer, uint32_t
         KVC_TRY(kvc__stack_page_end(p->stack, &step, layer, end, p->err));
         m->work->policy_ns += kvc__clock_ns() - t0;
         if ((p->stack->flags & KVC_PLAN_EVICTS) != 0) {
-            KVC_TRY(kvc__store_settle(p->store, layer));
+            int32_t rc = kvc__store_settle(p->store, layer);
+            if (rc < 0) {
+                return kvc__stack_blame(p->stack, rc, "move", layer, 0, last, p->err);
+            }
         }
     }
     if (full && p->stack->visible != NULL) {
         /* One page more than queries can see is kept, so that going back a little needs no long
          * replay. */
-        KVC_TRY(kvc__store_free_unseen(
-            p->store, layer, last + 1 > (int32_t)KVC_PAGE ? last + 1 - (int32_t)KVC_PAGE : 0));
+        const int32_t page = (int32_t)KVC_PAGE, floor = last + 1 > page ? last + 1 - page : 0;
+        int32_t rc = kvc__store_free_unseen(p->store, layer, floor);
+        if (rc < 0) {
+            return kvc__stack_blame(p->stack, rc, "visible", layer, 0, floor, p->err);
+        }
     }
     return KVC_OK;
 }

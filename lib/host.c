@@ -20,6 +20,9 @@ static void note_peak(kvc__stage *st) {
 
 static void *host_realloc(void *ctx, void *p, size_t old_size, size_t new_size, size_t align) {
     kvc__stage *st = ctx;
+    if (new_size == 0) {
+        align = 64;
+    }
     if (align == 0 || (align & (align - 1)) != 0 || align > 4096) {
         return NULL;
     }
@@ -198,6 +201,20 @@ static int32_t store_read(void *ctx, uint32_t layer, uint32_t head, uint32_t fir
     return kvc__store_read(st->stack->store, layer, head, first, n, k, v);
 }
 
+static int32_t store_page(void *ctx, uint32_t layer, uint32_t head, uint32_t page, int32_t *out) {
+    const kvc__stage *st = ctx;
+    uint32_t lane;
+    KVC_TRY(lane_of(st, layer, head, &lane));
+    const kvc__lane *l = &st->stack->store->lane[lane];
+    if (page >= l->n_page || out == NULL) {
+        return KVC_E_RANGE;
+    }
+    if (l->page[page].slot == KVC__NO_SLOT) {
+        return 0;
+    }
+    return (int32_t)kvc__store_positions(st->stack->store, lane, page, out);
+}
+
 static size_t store_entry_bytes(void *ctx, uint32_t layer) {
     const kvc__stage *st = ctx;
     if (layer >= st->stack->n_layer) {
@@ -214,7 +231,8 @@ static const kvc_host_store host_store = {.struct_size = sizeof(kvc_host_store),
                                           .keep = store_keep,
                                           .drop = store_drop,
                                           .read = store_read,
-                                          .entry_bytes = store_entry_bytes};
+                                          .entry_bytes = store_entry_bytes,
+                                          .page = store_page};
 
 /* ---------------------------------------------------------------- kvc.host.math/1 */
 

@@ -61,7 +61,8 @@ typedef struct kvc__kern {
 
     /* ---- plain pages. type: KVC_TYPE_F32, _F16, _BF16. Keys are held as [dim][64] (element d of
      * all entries side by side), values as [64][dim]. */
-    /* Stores key row e (of 64) of a page. Conversions round to nearest even. */
+    /* Stores key row e (of 64) of a page. Conversions round to nearest even; beyond the largest
+     * binary16 they give that. */
     void (*put_k)(uint32_t type, const float *x, uint32_t dim, uint32_t e, void *page_k);
     /* Stores value row e. */
     void (*put_v)(uint32_t type, const float *x, uint32_t dim, uint32_t e, void *page_v);

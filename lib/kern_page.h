@@ -68,7 +68,9 @@ INLINE vf page_load_n(uint32_t type, const uint8_t *p, size_t i, uint32_t n) {
 INLINE void page_store_n(uint32_t type, void *p, vf x, uint32_t n) {
     switch (type) {
     case KVC_TYPE_F16:
-        vf_store_f16_n(p, x, n);
+        /* Beyond the largest f16 lies infinity, and a masked infinity would be 0 × inf. NaN stays.
+         */
+        vf_store_f16_n(p, vf_min(vf_set1(65504.0f), vf_max(vf_set1(-65504.0f), x)), n);
         break;
     case KVC_TYPE_BF16:
         vf_store_bf16_n(p, x, n);

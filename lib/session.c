@@ -99,7 +99,7 @@ int32_t kvc__session_open(kvc_model *model, const char *spec, const struct kvc_p
     }
     kvc__mem_init(&s->mem, params->allocator.realloc != NULL ? &params->allocator : NULL, NULL);
     atomic_init(&s->cancel, 0);
-    atomic_flag_clear(&s->busy);
+    atomic_init(&s->busy, 0);
     pthread_mutex_lock(&model->lock);
     int32_t rc = make_stack(s, spec, params, err);
     if (rc == KVC_OK) {
@@ -280,7 +280,6 @@ static void settle_part(kvc_session *s, const kvc__part *p) {
     const uint32_t old = s->n_valid < s->n_old ? s->n_old - s->n_valid : 0;
     s->n_replayed += old < p->n ? old : p->n;
     s->n_computed += p->n;
-    s->n_valid += p->n;
     const bool prompt_end = (p->flag[p->n - 1] & KVC__TOKEN_ENDS) != 0;
     if (s->stack.has_end != 0 &&
         kvc__stack_cuts(&s->stack, p->pos0 + (int32_t)p->n - 1, prompt_end)) {
@@ -298,11 +297,17 @@ static void settle_part(kvc_session *s, const kvc__part *p) {
         for (uint32_t i = 0;
              rc == KVC_OK && (s->stack.flags & KVC_PLAN_EVICTS) != 0 && i < s->stack.n_layer; i++) {
             rc = kvc__store_settle(&s->store, i);
+            if (rc < 0) {
+                rc = kvc__stack_blame(&s->stack, rc, "move", i, 0, p->pos0, &s->err);
+            }
         }
         if (rc < 0) {
+            /* n_valid still is where the part began: its tick is to come again. */
             fail_run(s, rc);
+            return;
         }
     }
+    s->n_valid += p->n;
 }
 
 /* One batch over all sessions that lack positions; false when there is none. */
@@ -363,13 +368,16 @@ void kvc__session_decode(kvc_session *const *s, uint32_t n) {
     while (run_batch(s, n)) {
     }
     for (uint32_t i = 0; i < n; i++) {
+        const bool cancelled = atomic_exchange(&s[i]->cancel, 0) != 0;
+        if (s[i]->run->status == KVC_OK && cancelled) {
+            fail_run(s[i], kvc__fail(&s[i]->err, KVC_E_CANCELLED, "the call was cancelled"));
+        }
         if (s[i]->run->status == KVC_OK) {
             finish_run(s[i]);
         }
         s[i]->compute_ns += kvc__clock_ns() - t0;
         s[i]->attention_ns += m->work->attention_ns;
         s[i]->policy_ns += m->work->policy_ns;
-        atomic_store(&s[i]->cancel, 0);
     }
     kvc__fp_leave(fp);
     pthread_mutex_unlock(&m->lock);

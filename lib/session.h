@@ -31,8 +31,8 @@ struct kvc_session {
     float *logits;    /* [cap_logits][n_vocab] */
     uint32_t n_logits, cap_logits;
     atomic_int cancel; /* 1: stop the call in progress, or the next */
-    atomic_flag busy;
-    int32_t dead; /* the status that killed it, or KVC_OK */
+    atomic_int busy;   /* 1: a call uses it */
+    int32_t dead;      /* the status that killed it, or KVC_OK */
     /* of the decode call in progress */
     kvc_run *run;
     uint32_t n_old; /* tokens before the call */

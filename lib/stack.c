@@ -80,14 +80,16 @@ static int32_t stage_create(kvc__stack *s, kvc__stage *st, const kvc__stack_env 
     }
     KVC_TRY(kvc__spec_values(words, &st->policy.desc, st->value, err));
     KVC_TRY(stage_plan_init(st, env->shape->n_layer, env->mem, err));
-    st->rng = mix64(env->seed + 0x9e3779b97f4a7c15u * (index + 1));
+    st->seed = mix64(env->seed + 0x9e3779b97f4a7c15u * (index + 1));
+    st->rng = st->seed;
     kvc__host_init(st, env);
     int32_t rc = st->policy.api.create(&st->host, env->shape, st->value, &st->plan, &st->self);
-    return rc == KVC_OK ? KVC_OK : create_failed(st, rc, err);
+    st->created = rc == KVC_OK;
+    return st->created ? KVC_OK : create_failed(st, rc, err);
 }
 
 static void stage_destroy(kvc__mem *mem, kvc__stage *st, uint32_t n_layer) {
-    if (st->policy.api.destroy != NULL && st->self != NULL) {
+    if (st->policy.api.destroy != NULL && (st->self != NULL || st->created)) {
         st->policy.api.destroy(st->self);
     }
     kvc__free(mem, st->format, n_layer * sizeof(kvc_format));
@@ -508,6 +510,9 @@ int32_t kvc__stack_rewind(kvc__stack *s, int32_t pos, int32_t *out, kvc__err *er
 int32_t kvc__stack_truncate(kvc__stack *s, int32_t pos, kvc__err *err) {
     for (uint32_t j = 0; j < s->n_stage; j++) {
         kvc__stage *st = &s->stage[j];
+        if (pos == 0) {
+            st->rng = st->seed; /* what is computed again draws the same numbers */
+        }
         if (st->policy.api.truncate == NULL) {
             continue;
         }
@@ -568,8 +573,10 @@ int32_t kvc__stack_visible(const kvc__stack *s, uint32_t layer, int32_t pos, kvc
 
 /* ---------------------------------------------------------------- failures and figures */
 
-/* The stage that a failed worker call belongs to. */
+/* The stage that a failed worker call belongs to: of several observers the one that said something.
+ */
 static kvc__stage *blamed(const kvc__stack *s, const char *call) {
+    kvc__stage *first = NULL;
     if (strcmp(call, "visible") == 0 && s->visible != NULL) {
         return s->visible;
     }
@@ -579,26 +586,35 @@ static kvc__stage *blamed(const kvc__stack *s, const char *call) {
     const bool append = strcmp(call, "append") == 0;
     for (uint32_t j = 0; j < s->n_stage; j++) {
         kvc__stage *st = &s->stage[j];
-        if (append ? st->policy.api.append != NULL : st->plan.codec != NULL) {
+        if (append ? st->policy.api.append == NULL : st->plan.codec == NULL) {
+            continue;
+        }
+        if (st->said.text[0] != '\0') {
             return st;
         }
+        first = first == NULL ? st : first;
     }
-    return NULL;
+    return first;
 }
 
 int32_t kvc__stack_blame(const kvc__stack *s, int32_t code, const char *call, uint32_t layer,
                          uint32_t head, int32_t pos, kvc__err *err) {
     kvc__stage *st = blamed(s, call);
+    const char *text = kvc_status_text(code);
     if (st == NULL) {
         return kvc__fail(err, code, "%s failed (layer %u, head %u, position %d): %s", call, layer,
-                         head, (int)pos, kvc_status_text(code));
+                         head, (int)pos, text);
     }
     kvc__err said;
     stage_said(st, &said);
+    if (said.text[0] != '\0') {
+        text = said.text;
+    } else if (strcmp(call, "visible") == 0) {
+        text = "its ranges are not ascending, or show again what they had hidden";
+    }
     return kvc__fail(err, hook_status(code),
                      "policy '%s' failed in %s (layer %u, head %u, position %d): %s [%s]",
-                     st->policy.desc.name, call, layer, head, (int)pos,
-                     said.text[0] != '\0' ? said.text : kvc_status_text(code),
+                     st->policy.desc.name, call, layer, head, (int)pos, text,
                      kvc_status_name(code));
 }
 

@@ -43,7 +43,8 @@ typedef struct kvc__stage {
     atomic_int_least64_t disk;  /* accounted files */
     atomic_int_least64_t peak;  /* the most of mem + other */
     uint64_t hook_ns;
-    uint64_t rng;
+    uint64_t seed, rng;
+    bool created;    /* create() succeeded */
     uint32_t column; /* first of its own columns in the store */
     uint32_t evict;  /* KVC__EVICT_… */
     uint32_t evict_layer;

@@ -314,6 +314,11 @@ int32_t kvc__store_free_unseen(kvc__store *s, uint32_t layer, int32_t floor) {
             kvc__ref *r = &l->page[i];
             if (r->slot != KVC__NO_SLOT && !page_seen(s, j, i, floor, range, n)) {
                 ref_free(s, layer, l, r);
+                /* Where entries are evicted too, the hole is closed at a tick that a replay would
+                 * meet earlier. */
+                if ((s->stack->flags & KVC_PLAN_EVICTS) != 0) {
+                    atomic_store(&s->evicted, 1);
+                }
             }
         }
     }
@@ -330,10 +335,7 @@ static int32_t move_entry(kvc__store *s, uint32_t layer, uint32_t lane, uint32_t
     uint8_t *dst = a->base + (size_t)l->page[tp].slot * a->page_bytes;
     const uint8_t *src = a->base + (size_t)l->page[fp].slot * a->page_bytes;
     if (to != from) {
-        int32_t rc = kvc__codec_move(&s->stack->codec, layer, dst, te, src, fe);
-        if (rc != KVC_OK) {
-            return rc == KVC_E_NOMEM ? rc : KVC_E_POLICY;
-        }
+        KVC_TRY(kvc__codec_move(&s->stack->codec, layer, dst, te, src, fe));
         for (uint32_t c = 0; c < s->n_column; c++) {
             kvc__store_column(s, lane, c, tp)[te] = kvc__store_column(s, lane, c, fp)[fe];
         }
@@ -377,7 +379,7 @@ static int32_t compact(kvc__store *s, uint32_t layer, uint32_t lane) {
         slots++;
     }
     /* From here on the index of a page doesn't tell its positions. */
-    s->evicted = 1;
+    atomic_store(&s->evicted, 1);
     const uint32_t used = (to + KVC_PAGE - 1) / KVC_PAGE;
     for (uint32_t i = 0; i < slots; i++) {
         kvc__ref *r = &l->page[i];
@@ -430,7 +432,7 @@ int32_t kvc__store_settle(kvc__store *s, uint32_t layer) {
 int32_t kvc__store_rewind(const kvc__store *s, int32_t pos) {
     const kvc__lane *l = &s->lane[0];
     const int32_t end = l->open_n > 0 ? l->open_pos0 + (int32_t)l->open_n : -1;
-    if (s->column != NULL || s->evicted != 0) {
+    if (s->column != NULL || atomic_load(&s->evicted) != 0) {
         /* Masses and evictions of later tokens can't be taken back: only the present is left. */
         return pos == end ? pos : 0;
     }
@@ -485,7 +487,7 @@ void kvc__store_truncate(kvc__store *s, int32_t pos) {
         }
     }
     if (pos == 0) {
-        s->evicted = 0;
+        atomic_store(&s->evicted, 0);
     }
 }
 
@@ -495,8 +497,8 @@ void kvc__store_count(const kvc__store *s, kvc__store_bytes *out) {
     uint64_t pages = s->n_sealed;
     out->sealed = s->sealed_bytes;
     out->open = s->open_bytes;
-    out->meta = pages * sizeof(kvc__ref) + s->n_lane * sizeof(kvc__lane) +
-                s->n_moved * KVC_PAGE * sizeof(int32_t);
+    out->meta = (uint64_t)s->n_lane * s->cap_page * sizeof(kvc__ref) +
+                s->n_lane * sizeof(kvc__lane) + s->n_moved * KVC_PAGE * sizeof(int32_t);
     out->column = (pages + s->n_lane) * s->n_column * KVC_PAGE * sizeof(float);
 }
 

@@ -15,6 +15,7 @@
 #include "pool.h"
 #include "stack.h"
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -64,7 +65,7 @@ typedef struct kvc__store {
     size_t column_reserved;
     int32_t *pos; /* reserved, [n_lane][cap_page × 64] positions of moved entries, or NULL */
     size_t pos_reserved;
-    uint32_t evicted; /* 1: an entry was given up that no replay of a part can bring back */
+    atomic_int evicted; /* 1: an entry was given up that no replay of a part can bring back */
     uint64_t sealed_bytes, n_sealed, n_moved;
     uint64_t peak;
 } kvc__store;

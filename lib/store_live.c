@@ -107,7 +107,7 @@ static void set_live(kvc__store *s, kvc__lane *l, uint32_t page, uint64_t live) 
     if (*mask != live) {
         l->n_live -= popcount(*mask) - popcount(live);
         *mask = live;
-        s->evicted = 1;
+        atomic_store(&s->evicted, 1);
     }
 }
 

@@ -112,8 +112,10 @@ START_TEST(levels_convert_alike) {
             }
             for (uint32_t i = 0; i < MAX_DIM; i++) {
                 const float x = rows[i], y = out[0][round % E * MAX_DIM + i];
+                /* Pages hold the largest binary16 for what lies beyond it. */
+                const float near = x > 65504 ? 65504 : x < -65504 ? -65504 : x;
                 const float want = t == 0   ? x
-                                   : t == 1 ? kvc__f32_of_f16(kvc__f16(x))
+                                   : t == 1 ? kvc__f32_of_f16(kvc__f16(near))
                                             : kvc__f32_of_bf16(kvc__bf16(x));
                 util_same(&y, &want, 1);
             }

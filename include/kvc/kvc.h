@@ -80,7 +80,7 @@ typedef struct kvc_allocator {
                      size_t align); /**< see above */
 } kvc_allocator;
 
-/** Receives one line of log, from any thread. */
+/** Receives one line of log, from any thread. It must not call kvc on the same model. */
 typedef void (*kvc_log_fn)(void *user, uint32_t level, const char *text);
 
 /**

@@ -179,7 +179,8 @@ typedef struct kvc_host {
     void (*parallel_for)(void *ctx, uint32_t n, void (*fn)(void *arg, uint32_t i), void *arg);
     /** [any] Nanoseconds of a clock that only goes forward. For figures, never for decisions. */
     uint64_t (*clock_ns)(void *ctx);
-    /** [decode] The stage's own random numbers, seeded by the session, so that runs repeat. */
+    /** [decode] The stage's own random numbers, seeded by the session, so that runs repeat. Going
+     * back to position 0 starts them again; a stage that draws them answers 0 to rewind(). */
     uint64_t (*rand_u64)(void *ctx);
     /** [control] A table of optional services by id: KVC_HOST_STORE, KVC_HOST_MATH. NULL when
      * unknown. */
@@ -360,17 +361,17 @@ typedef struct kvc_policy_api {
     uint32_t struct_size; /**< sizeof in the policy */
     uint32_t pad;         /**< 0 */
     /** [control] Makes an instance for one session: reads shape and value[] (one per row of the
-     * table), fills the plan, sets *self. After a failure destroy(*self) is called if *self was
-     * set. */
+     * table), fills the plan, sets *self. destroy(*self) is called after a
+     * success, and after a failure if *self was set. */
     int32_t (*create)(const kvc_host *host, const kvc_shape *shape, const kvc_value *value,
                       kvc_plan *plan, void **self);
     /** [control] Frees the instance; legal after any failure. */
     void (*destroy)(void *self);
     /** [pure] Which: the positions that the query at `pos` of that layer may attend to. Writes at
      * most cap (at least KVC_MAX_RANGES) ascending, disjoint, non-empty ranges and returns their
-     * number; what lies above pos is cut off. Depends on (layer, pos) alone; as pos grows, a
-     * range's first position never falls. The query's own position is always visible, said or not.
-     * Entries that no later query can see are freed by the store. */
+     * number; what lies above pos is cut off. Depends on (layer, pos) alone; what lies before a
+     * query and isn't seen by it is never seen by a later one. The query's own position is always
+     * visible, said or not. Entries that no later query can see are freed by the store. */
     uint32_t (*visible)(void *self, uint32_t layer, int32_t pos, kvc_range *out, uint32_t cap);
     /** [decode] A batch is about to be computed. May lower *from (the first position to compute, on
      * entry step->pos): the store forgets what lies at and above it and the engine computes it
@@ -378,21 +379,24 @@ typedef struct kvc_policy_api {
     int32_t (*begin)(void *self, const kvc_step *step, int32_t *from);
     /** [worker] An observer: rows are about to be appended to a lane; k and v rounded to the open
      * type, queries and raw keys if asked for. All rows lie in one page and end at or before a
-     * tick. */
+     * tick. The store doesn't count them yet, and its columns are those of the last tick or page.
+     */
     int32_t (*append)(void *self, const kvc_rows *rows);
     /** [worker] Which pages one query reads: rows->n is 1, k and v NULL. page is a bit set of the
      * n_page sealed pages of the lane, bit i % 64 of word i / 64 for page i, all set; clear those
      * to skip. As long as the stage evicts nothing, page i holds positions 64 i to 64 i + 63, and
      * pages that were freed keep their number. n_page may be 0. The open page is always read. */
     int32_t (*select)(void *self, const kvc_rows *query, uint64_t *page, uint32_t n_page);
-    /** [decode] A tick, inside that layer: may evict in this layer only. step holds the tokens up
-     * to the tick. */
+    /** [decode] A tick, inside that layer: may evict in this layer only. step holds the last of the
+     * tokens up to the tick; how many depends on how the prompt was cut, so decide by step->pos +
+     * step->n and phase alone. */
     int32_t (*page_end)(void *self, const kvc_step *step, uint32_t layer);
     /** [decode] A tick, after all layers: may evict anywhere. The engine cuts calls at the ticks
      * for it. */
     int32_t (*end)(void *self, const kvc_step *step);
     /** [control] The highest position <= pos that this stage can return to; a pure query. NULL:
-     * pos, or 0 for a stage that evicts. */
+     * pos, or 0 for a stage that evicts or has columns. A failure here or in truncate() kills the
+     * stack. */
     int32_t (*rewind)(void *self, int32_t pos);
     /** [control] Go back to pos, at or below an answer of rewind(); 0 clears. The store has done
      * its part already and can't be read here. What follows pos is appended again. */
@@ -451,7 +455,8 @@ enum {
 /** The session's one store. Live entries of a lane are numbered 0 … count - 1 in ascending
  * position; the open page's come last. `ctx` is host->ctx. Reading is allowed in [decode] and
  * [worker] functions (a worker only in its own lane); keep() and drop() only in page_end() (that
- * layer) and end(). Numbers move after them. */
+ * layer) and end(). Numbers move after them. Entries that visible() hides count until their page is
+ * freed. A failing keep() or drop() on KVC_ALL may have changed some heads. */
 typedef struct kvc_host_store {
     uint32_t struct_size; /**< sizeof in the host */
     uint32_t pad;         /**< 0 */
@@ -479,6 +484,10 @@ typedef struct kvc_host_store {
     /** Bytes that one sealed entry takes in that layer, both halves: page bytes / KVC_PAGE, rounded
      * up. */
     size_t (*entry_bytes)(void *ctx, uint32_t layer);
+    /** Positions of the entries of sealed page `page` of a lane, evicted ones included, into
+     * out[KVC_PAGE]; returns their number, 0 for a page that was freed, or KVC_E_RANGE. For
+     * select() of a stage that evicts too, whose pages don't keep their positions. */
+    int32_t (*page)(void *ctx, uint32_t layer, uint32_t head, uint32_t page, int32_t *out);
 } kvc_host_store;
 
 /** The engine's own kernels for packed pages, at the speed of the machine and bit-equal at every
