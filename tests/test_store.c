@@ -443,8 +443,8 @@ static void check_pages(world *w) {
     ck_assert_uint_eq(b.sealed, sealed);
     ck_assert_uint_eq(b.open, s->open_bytes);
     ck_assert_uint_eq(b.column, (pages + N_LANE) * s->n_column * KVC_PAGE * sizeof(float));
-    ck_assert_uint_eq(b.meta, pages * sizeof(kvc__ref) + N_LANE * sizeof(kvc__lane) +
-                                  moved * KVC_PAGE * sizeof(int32_t));
+    ck_assert_uint_eq(b.meta, (uint64_t)N_LANE * w->store.cap_page * sizeof(kvc__ref) +
+                                  N_LANE * sizeof(kvc__lane) + moved * KVC_PAGE * sizeof(int32_t));
     kvc__store_note_peak(&w->store);
     ck_assert_uint_ge(s->peak, b.sealed + b.open + b.meta + b.column);
 }
@@ -556,7 +556,7 @@ START_TEST(bad_requests_change_nothing) {
     ck_assert_int_eq(kvc__store_drop(&w->store, 0, 150, 1000), KVC_OK);
     ck_assert_int_eq(kvc__store_drop(&w->store, 0, 9, 3), KVC_OK);
     ck_assert_int_eq(kvc__store_drop(&w->store, 0, INT32_MIN, 0), KVC_OK);
-    ck_assert_uint_eq(w->store.evicted, 0);
+    ck_assert_int_eq(w->store.evicted, 0);
     check_all(w, true);
     world_free(w);
 }
