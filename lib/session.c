@@ -64,11 +64,11 @@ static int32_t make_rest(kvc_session *s, kvc__err *err) {
     s->token = kvc__alloc_n(&s->mem, s->n_ctx, sizeof *s->token);
     s->flag = kvc__alloc_n(&s->mem, s->n_ctx, sizeof *s->flag);
     s->logits = kvc__alloc_n(&s->mem, s->model->hp.n_vocab, sizeof *s->logits);
+    s->cap_logits = 1; /* at once: what is freed is sized by it */
     if (s->token == NULL || s->flag == NULL || s->logits == NULL) {
         return kvc__fail(err, KVC_E_NOMEM, "no memory for a session of %u positions; lower n_ctx",
                          s->n_ctx);
     }
-    s->cap_logits = 1;
     const bool observe = (s->stack.observe & (KVC_OBSERVE_MASS | KVC_OBSERVE_MASS_LAST)) != 0;
     KVC_TRY(kvc__model_rope(s->model, s->n_ctx, err));
     return kvc__work_reserve(s->model, s->n_ctx, observe, s->stack.select != NULL, err);
@@ -237,7 +237,10 @@ static void fail_run(kvc_session *s, int32_t status) {
         return;
     }
     const kvc__err why = s->err;
-    const uint32_t pos = s->n_valid < s->n_old ? s->n_valid : s->n_old;
+    uint32_t pos = s->n_valid < s->n_old ? s->n_valid : s->n_old;
+    if ((s->stack.flags & KVC_PLAN_TRANSIENT) != 0) {
+        pos = 0; /* pages go back after every call, good or bad */
+    }
     int32_t rc = go_back(s, pos);
     if (rc < 0) {
         kill_session(s, rc);
@@ -336,16 +339,15 @@ static bool run_batch(kvc_session *const *s, uint32_t n) {
 /* The end of a good call. */
 static void finish_run(kvc_session *s) {
     kvc__store_note_peak(&s->store);
-    s->run->n_logits = s->n_logits;
     if ((s->stack.flags & KVC_PLAN_TRANSIENT) != 0) {
-        const uint32_t kept = s->n_logits;
         int32_t rc = go_back(s, 0);
-        s->n_logits = kept;
         if (rc < 0) {
+            s->n_token = s->n_old;
             kill_session(s, rc);
             s->run->status = rc;
         }
     }
+    s->run->n_logits = s->n_logits;
 }
 
 void kvc__session_decode(kvc_session *const *s, uint32_t n) {

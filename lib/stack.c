@@ -500,7 +500,8 @@ int32_t kvc__stack_rewind(kvc__stack *s, int32_t pos, int32_t *out, kvc__err *er
                              st->policy.desc.name, (int)mine, (int)pos);
         }
         if (mine < 0) {
-            return hook_failed(st, mine, "rewind", KVC_ALL, pos, err);
+            (void)hook_failed(st, mine, "rewind", KVC_ALL, pos, err);
+            return KVC_E_POLICY; /* whatever it was: going back can't be undone */
         }
         *out = mine < *out ? mine : *out;
     }
@@ -518,7 +519,8 @@ int32_t kvc__stack_truncate(kvc__stack *s, int32_t pos, kvc__err *err) {
         }
         int32_t rc = st->policy.api.truncate(st->self, pos);
         if (rc != KVC_OK) {
-            return hook_failed(st, rc, "truncate", KVC_ALL, pos, err);
+            (void)hook_failed(st, rc, "truncate", KVC_ALL, pos, err);
+            return KVC_E_POLICY; /* as for rewind */
         }
     }
     return KVC_OK;
@@ -601,6 +603,10 @@ int32_t kvc__stack_blame(const kvc__stack *s, int32_t code, const char *call, ui
                          uint32_t head, int32_t pos, kvc__err *err) {
     kvc__stage *st = blamed(s, call);
     const char *text = kvc_status_text(code);
+    if ((strcmp(call, "score") == 0 && s->codec.api.score == NULL) ||
+        (strcmp(call, "mix") == 0 && s->codec.api.mix == NULL)) {
+        call = "decode"; /* what did it instead */
+    }
     if (st == NULL) {
         return kvc__fail(err, code, "%s failed (layer %u, head %u, position %d): %s", call, layer,
                          head, (int)pos, text);
