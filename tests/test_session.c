@@ -103,7 +103,7 @@ static struct {
     bool allocates;         /* each hook takes memory and gives it back */
     int32_t code[N_HOOK];   /* what hooks answer */
     const char *say;        /* sentence of a failing hook, or NULL */
-    bool waits;             /* page_end lets the other thread do its part once */
+    int32_t wait_at;        /* not 0: page_end behind it lets the other thread do its part */
     sem_t running, go_on;   /* for it */
     int32_t last_truncate;  /* position of the last */
     uint64_t memory, files; /* accounted in create() */
@@ -161,8 +161,8 @@ static int32_t spy_append(void *self, const kvc_rows *rows) {
 
 static int32_t spy_page_end(void *self, const kvc_step *step, uint32_t layer) {
     const spy_stage *s = self;
-    if (spy.waits && layer == 1 && step->pos >= 128) {
-        spy.waits = false;
+    if (spy.wait_at != 0 && layer == 1 && step->pos + (int32_t)step->n > spy.wait_at) {
+        spy.wait_at = 0;
         sem_post(&spy.running);
         sem_wait(&spy.go_on);
     }
@@ -566,12 +566,12 @@ END_TEST
 
 /* ---------------------------------------------------------------- other threads */
 
-/* Runs fn beside a decode call that has reached the middle of a prompt. */
-static pthread_t beside(void *(*fn)(void *), void *arg) {
+/* Runs fn beside a decode call that has reached that position. */
+static pthread_t beside(int32_t pos, void *(*fn)(void *), void *arg) {
     pthread_t thread;
     sem_init(&spy.running, 0, 0);
     sem_init(&spy.go_on, 0, 0);
-    spy.waits = true;
+    spy.wait_at = pos;
     ck_assert_int_eq(pthread_create(&thread, NULL, fn, arg), 0);
     return thread;
 }
@@ -583,37 +583,49 @@ static void *cancel_beside(void *arg) {
     return NULL;
 }
 
+/* In the middle of a prompt, and when its last token is through the last layer. */
 START_TEST(cancel_in_a_prompt) {
     char spec[128];
-    snprintf(spec, sizeof spec, "spy%s%s", specs[_i][0] != '\0' ? "+" : "", specs[_i]);
-    float *want = in_two(spec, 70, N), *fed = alone("", N);
+    const int i = _i / 2;
+    snprintf(spec, sizeof spec, "spy%s%s", specs[i][0] != '\0' ? "+" : "", specs[i]);
+    float *want = in_two(spec, 70, N), *others = in_two("", 70, N);
     kvc_session *s = open_spec(spec), *t = open_spec("");
     ck_assert_int_eq(kvc_session_decode(s, tokens, 70), KVC_OK);
     ck_assert_int_eq(kvc_session_decode(t, tokens, 70), KVC_OK);
-    const uint64_t before = stats_of(s).kv_bytes;
-    pthread_t thread = beside(cancel_beside, s);
+    const kvc_session_stats before = stats_of(s);
+    pthread_t thread = beside(_i % 2 == 0 ? 128 : N - 1, cancel_beside, s);
     kvc_run run[2] = {run_of(s, tokens + 70, N - 70), run_of(t, tokens + 70, N - 70)};
     ck_assert_int_eq(kvc_decode(run, 2, sizeof run[0]), KVC_E_CANCELLED);
     pthread_join(thread, NULL);
     has(kvc_session_error(s), "cancelled");
     ck_assert_int_eq(run[1].status, KVC_OK);
-    util_same(fed, kvc_session_logits(t, 0), 1, VOCAB, "beside a cancelled session");
+    util_same(others, kvc_session_logits(t, 0), 1, VOCAB, "beside a cancelled session");
     ck_assert_uint_eq(kvc_session_n_past(s), 70);
     ck_assert_ptr_null(kvc_session_logits(s, 0));
-    ck_assert_uint_le(stats_of(s).kv_bytes, before);
+    ck_assert_uint_eq(run[0].n_logits, 0);
+    ck_assert_uint_le(stats_of(s).kv_bytes, before.kv_bytes);
+    /* A tick later at the latest it has stopped. */
+    ck_assert(_i % 2 != 0 || stats_of(s).n_computed < before.n_computed + N - 70);
     goes_on(s, N, want, spec);
+    free(want);
+    free(others);
+    kvc_session_close(s);
+    kvc_session_close(t);
+}
+END_TEST
 
-    /* Before a call: the next one is stopped, once. */
-    ck_assert_int_eq(kvc_session_truncate(s, 70), KVC_OK);
+START_TEST(cancel_before_a_call) {
+    float *want = in_two(specs[_i], 70, N);
+    kvc_session *s = open_spec(specs[_i]);
+    ck_assert_int_eq(kvc_session_decode(s, tokens, 70), KVC_OK);
     kvc_session_cancel(s);
     kvc_session_cancel(s);
     ck_assert_int_eq(kvc_session_decode(s, tokens + 70, 5), KVC_E_CANCELLED);
+    has(kvc_session_error(s), "cancelled");
     ck_assert_uint_eq(kvc_session_n_past(s), 70);
-    goes_on(s, N, want, spec);
+    goes_on(s, N, want, specs[_i]);
     free(want);
-    free(fed);
     kvc_session_close(s);
-    kvc_session_close(t);
 }
 END_TEST
 
@@ -633,7 +645,7 @@ static void *use_beside(void *arg) {
 START_TEST(busy_in_a_call) {
     kvc_session *s = open_spec("spy");
     float *want = alone("", N);
-    pthread_t thread = beside(use_beside, s);
+    pthread_t thread = beside(128, use_beside, s);
     ck_assert_int_eq(kvc_session_decode(s, tokens, N), KVC_OK);
     pthread_join(thread, NULL);
     for (int i = 0; i < 3; i++) {
@@ -764,7 +776,8 @@ START_TEST(window_is_flat_in_context) {
 END_TEST
 
 START_TEST(none_keeps_nothing) {
-    kvc_session *s = open_spec("none");
+    kvc_model *m = util_model("tiny-f16.gguf", 2, _i == 0 ? 33 : 512);
+    kvc_session *s = open_on(m, "none", N_CTX, NULL);
     ck_assert_int_eq(kvc_session_decode(s, tokens, 200), KVC_OK);
     ck_assert_int_eq(kvc_session_decode(s, tokens + 200, 1), KVC_OK);
     ck_assert_int_eq(kvc_session_decode(s, tokens + 201, 1), KVC_OK);
@@ -779,6 +792,7 @@ START_TEST(none_keeps_nothing) {
     ck_assert_int_eq(kvc_session_decode(s, tokens + 202, 1), KVC_E_CANCELLED);
     ck_assert_uint_eq(stats_of(s).sealed_bytes + stats_of(s).n_entry, 0);
     kvc_session_close(s);
+    kvc_model_close(m);
 
     s = open_spec("spy+none");
     ck_assert_int_eq(kvc_session_decode(s, tokens, 200), KVC_OK);
@@ -1387,14 +1401,15 @@ int main(void) {
     tcase_add_test(tc, wanted_logits);
     tcase_add_loop_test(tc, many_sessions, 0, 2);
     tc = add_case(suite, "threads");
-    tcase_add_loop_test(tc, cancel_in_a_prompt, 0, N_SPEC);
+    tcase_add_loop_test(tc, cancel_in_a_prompt, 0, 2 * N_SPEC);
+    tcase_add_loop_test(tc, cancel_before_a_call, 0, N_SPEC);
     tcase_add_test(tc, busy_in_a_call);
     tcase_add_test(tc, threads_share_a_model);
     tcase_add_test(tc, a_model_lives_as_long_as_its_sessions);
     tc = add_case(suite, "figures");
     tcase_add_loop_test(tc, bytes_of_formats, 0, 9);
     tcase_add_loop_test(tc, window_is_flat_in_context, 0, 4);
-    tcase_add_test(tc, none_keeps_nothing);
+    tcase_add_loop_test(tc, none_keeps_nothing, 0, 2);
     tcase_add_loop_test(tc, replayed_tokens_are_counted, 0, 12);
     tcase_add_test(tc, stages_are_counted);
     add_memory_cases(suite);
