@@ -313,9 +313,12 @@ static void do_free(world *w) {
         lane_filter(w, l, keep);
         w->evicted = before;
     }
+    const uint64_t held = w->store.n_sealed;
     for (uint32_t i = 0; i < N_LAYER; i++) {
         ck_assert_int_eq(kvc__store_free_unseen(&w->store, i, floor), KVC_OK);
     }
+    /* The hole is closed at a tick that a replay would meet at another position. */
+    w->evicted |= (w->stack.flags & KVC_PLAN_EVICTS) != 0 && w->store.n_sealed < held;
 }
 
 static bool holds(const lane *y, int32_t pos) {
