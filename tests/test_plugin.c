@@ -96,7 +96,7 @@ static int32_t odd_append(void *self, const kvc_rows *rows) {
 static int32_t odd_page_end(void *self, const kvc_step *step, uint32_t layer) {
     const kvc_host_store *store = host_of->extension(host_of->ctx, KVC_HOST_STORE);
     (void)self;
-    for (int32_t i = 0; odd.draws != 0 && i < 20; i++) {
+    for (int32_t i = 0; odd.draws != 0 && i < 90; i++) {
         const int32_t pos =
             (int32_t)(host_of->rand_u64(host_of->ctx) % (uint64_t)(step->pos + (int32_t)step->n));
         const int32_t rc = store->drop(host_of->ctx, layer, KVC_ALL, pos, pos + 1);
