@@ -18,7 +18,10 @@ int32_t kvc_session_open(kvc_model *model, const char *spec, kvc_params *params,
         return kvc__fail(err, KVC_E_ARG, "kvc_session_open: model is NULL");
     }
     err->text[0] = '\0';
-    return kvc__session_open(model, spec, params != NULL ? params : &kvc__params_default, out, err);
+    kvc__search search;
+    kvc__session_setup setup;
+    kvc__session_setup_params(params != NULL ? params : &kvc__params_default, &search, &setup);
+    return kvc__session_open(model, spec, &setup, out, err);
 }
 
 void kvc_session_close(kvc_session *session) {

@@ -33,7 +33,7 @@ static void shape_init(const kvc_session *s, kvc_layer_shape *layer, kvc_shape *
                        .layer = layer};
 }
 
-static int32_t make_stack(kvc_session *s, const char *spec, const struct kvc_params *params,
+static int32_t make_stack(kvc_session *s, const char *spec, const kvc__session_setup *setup,
                           kvc__err *err) {
     const uint32_t n_layer = s->model->hp.n_layer;
     kvc_layer_shape *layer = kvc__alloc_n(&s->mem, n_layer, sizeof *layer);
@@ -41,25 +41,25 @@ static int32_t make_stack(kvc_session *s, const char *spec, const struct kvc_par
         return kvc__fail(err, KVC_E_NOMEM, "no memory for a session");
     }
     kvc_shape shape;
-    kvc__search search;
     shape_init(s, layer, &shape);
-    kvc__params_search(params, &search);
     const kvc__stack_env env = {.mem = &s->mem,
                                 .kern = s->model->kern,
                                 .pool = s->model->pool,
                                 .shape = &shape,
-                                .seed = params->seed,
-                                .log = params->log,
-                                .log_user = params->log_user};
-    int32_t rc = kvc__stack_create(&env, &search, spec, &s->stack, err);
+                                .seed = setup->seed,
+                                .log = setup->log,
+                                .log_user = setup->log_user};
+    const kvc__stack *like = setup->like != NULL ? &setup->like->stack : NULL;
+    int32_t rc = kvc__stack_create(&env, setup->search, like, spec, &s->stack, err);
     kvc__free(&s->mem, layer, n_layer * sizeof *layer);
     return rc;
 }
 
 /* Everything but the stack: store, tokens, logits, and the model's scratch for a session like this.
  */
-static int32_t make_rest(kvc_session *s, kvc__err *err) {
-    KVC_TRY(kvc__store_create(&s->mem, &s->stack, &s->store, err));
+static int32_t make_rest(kvc_session *s, const kvc_session *like, kvc__err *err) {
+    KVC_TRY(kvc__store_create(&s->mem, &s->model->mem, &s->stack,
+                              like != NULL ? &like->store : NULL, &s->store, err));
     s->stack.store = &s->store;
     s->token = kvc__alloc_n(&s->mem, s->n_ctx, sizeof *s->token);
     s->flag = kvc__alloc_n(&s->mem, s->n_ctx, sizeof *s->flag);
@@ -77,33 +77,34 @@ static int32_t make_rest(kvc_session *s, kvc__err *err) {
 static void session_free(kvc_session *s) {
     kvc_model *model = s->model;
     const uint32_t vocab = model->hp.n_vocab;
-    kvc__stack_destroy(&s->stack);
+    s->stack.store = NULL; /* a stage's destroy() has no store to read */
     kvc__store_destroy(&s->store);
+    kvc__stack_destroy(&s->stack);
     kvc__free(&s->mem, s->token, s->n_ctx * sizeof *s->token);
     kvc__free(&s->mem, s->flag, s->n_ctx * sizeof *s->flag);
     kvc__free(&s->mem, s->logits, (size_t)s->cap_logits * vocab * sizeof *s->logits);
     kvc__free(&model->mem, s, sizeof *s);
 }
 
-int32_t kvc__session_open(kvc_model *model, const char *spec, const struct kvc_params *params,
+int32_t kvc__session_open(kvc_model *model, const char *spec, const kvc__session_setup *setup,
                           kvc_session **out, kvc__err *err) {
     kvc_session *s = kvc__alloc(&model->mem, sizeof *s);
     if (s == NULL) {
         return kvc__fail(err, KVC_E_NOMEM, "no memory for a session");
     }
     s->model = model;
-    s->compute = params->compute;
-    s->n_ctx = params->n_ctx;
+    s->compute = setup->compute;
+    s->n_ctx = setup->n_ctx;
     if (s->n_ctx == 0) {
         s->n_ctx = model->hp.n_ctx_train < DEFAULT_N_CTX ? model->hp.n_ctx_train : DEFAULT_N_CTX;
     }
-    kvc__mem_init(&s->mem, params->allocator.realloc != NULL ? &params->allocator : NULL, NULL);
+    kvc__mem_init(&s->mem, setup->allocator, NULL);
     atomic_init(&s->cancel, 0);
     atomic_init(&s->busy, 0);
     pthread_mutex_lock(&model->lock);
-    int32_t rc = make_stack(s, spec, params, err);
+    int32_t rc = make_stack(s, spec, setup, err);
     if (rc == KVC_OK) {
-        rc = make_rest(s, err);
+        rc = make_rest(s, setup->like, err);
     }
     pthread_mutex_unlock(&model->lock);
     if (rc < 0) {
@@ -121,6 +122,19 @@ void kvc__session_close(kvc_session *s) {
     session_free(s);
     pthread_mutex_unlock(&model->lock);
     kvc__model_drop(model);
+}
+
+void kvc__session_setup_params(const struct kvc_params *params, kvc__search *search,
+                               kvc__session_setup *out) {
+    kvc__params_search(params, search);
+    *out = (kvc__session_setup){.n_ctx = params->n_ctx,
+                                .compute = params->compute,
+                                .seed = params->seed,
+                                .allocator =
+                                    params->allocator.realloc != NULL ? &params->allocator : NULL,
+                                .log = params->log,
+                                .log_user = params->log_user,
+                                .search = search};
 }
 
 /* ---------------------------------------------------------------- going back */

@@ -40,8 +40,22 @@ struct kvc_session {
     kvc__err err;
 };
 
+/** What a session is opened with. */
+typedef struct kvc__session_setup {
+    uint32_t n_ctx, compute;
+    uint64_t seed;
+    const kvc_allocator *allocator; /* NULL: libc */
+    kvc_log_fn log;
+    void *log_user;
+    const kvc__search *search; /* for its policies; NULL with like */
+    const kvc_session *like;   /* a session to take the policies of and share pages with, or NULL */
+} kvc__session_setup;
+
+/** The setup that params ask for; it leads into params and search. */
+void kvc__session_setup_params(const struct kvc_params *params, kvc__search *search,
+                               kvc__session_setup *out);
 /** Opens a session; takes a hold of the model. */
-int32_t kvc__session_open(kvc_model *model, const char *spec, const struct kvc_params *params,
+int32_t kvc__session_open(kvc_model *model, const char *spec, const kvc__session_setup *setup,
                           kvc_session **out, kvc__err *err);
 /** Closes it and drops the hold. */
 void kvc__session_close(kvc_session *s);

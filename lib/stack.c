@@ -64,12 +64,18 @@ static int32_t create_failed(kvc__stage *st, int32_t code, kvc__err *err) {
                      st->policy.desc.name, text);
 }
 
-/* Loads one stage's policy, resolves its parameters and calls create. */
+/* Loads one stage's policy, or takes that of a stage like it; resolves its parameters and calls
+ * create. */
 static int32_t stage_create(kvc__stack *s, kvc__stage *st, const kvc__stack_env *env,
-                            const kvc__search *search, const kvc__spec_stage *words, uint32_t index,
-                            kvc__err *err) {
+                            const kvc__search *search, const kvc__stage *like,
+                            const kvc__spec_stage *words, uint32_t index, kvc__err *err) {
     st->stack = s;
-    KVC_TRY(kvc__registry_load(env->mem, search, words->word, &st->policy, err));
+    if (like != NULL) {
+        KVC_TRY(
+            kvc__policy_check(env->mem, &like->policy.desc, like->policy.path, &st->policy, err));
+    } else {
+        KVC_TRY(kvc__registry_load(env->mem, search, words->word, &st->policy, err));
+    }
     const uint32_t n = st->policy.desc.n_param;
     if (n > 0) {
         st->value = kvc__alloc_n(env->mem, n, sizeof(kvc_value));
@@ -80,7 +86,7 @@ static int32_t stage_create(kvc__stack *s, kvc__stage *st, const kvc__stack_env 
     }
     KVC_TRY(kvc__spec_values(words, &st->policy.desc, st->value, err));
     KVC_TRY(stage_plan_init(st, env->shape->n_layer, env->mem, err));
-    st->seed = mix64(env->seed + 0x9e3779b97f4a7c15u * (index + 1));
+    st->seed = like != NULL ? like->seed : mix64(env->seed + 0x9e3779b97f4a7c15u * (index + 1));
     st->rng = st->seed;
     kvc__host_init(st, env);
     int32_t rc = st->policy.api.create(&st->host, env->shape, st->value, &st->plan, &st->self);
@@ -156,7 +162,7 @@ static int32_t check_plan(kvc__stage *st, uint32_t n_layer, kvc__err *err) {
     if (p->n_column > MAX_OWN_COLUMN) {
         return plan_bad(st, "asks for more than 8 columns", err);
     }
-    if (p->positions > KVC_POSITIONS_CACHE || (p->observe & ~15u) != 0 || (p->flags & ~7u) != 0) {
+    if (p->positions > KVC_POSITIONS_CACHE || (p->observe & ~15u) != 0 || (p->flags & ~15u) != 0) {
         return plan_bad(st, "has flags that this host doesn't know", err);
     }
     if ((p->answers & KVC_ANSWERS_WHERE) != 0) {
@@ -300,7 +306,7 @@ static int32_t write_spec(kvc__stack *s, kvc__err *err) {
 
 /* Makes all stages of a parsed spec, then the merged plan. */
 static int32_t stack_build(kvc__stack *s, const kvc__stack_env *env, const kvc__search *search,
-                           const kvc__spec *spec, kvc__err *err) {
+                           const kvc__stack *like, const kvc__spec *spec, kvc__err *err) {
     s->shape = kvc__alloc_n(env->mem, s->n_layer, sizeof *s->shape);
     s->n_head_kv = kvc__alloc_n(env->mem, s->n_layer, sizeof *s->n_head_kv);
     if (spec->n_stage > 0) {
@@ -313,7 +319,8 @@ static int32_t stack_build(kvc__stack *s, const kvc__stack_env *env, const kvc__
         kvc__stage *st = &s->stage[j];
         pthread_mutex_init(&st->lock, NULL);
         s->n_stage = j + 1;
-        KVC_TRY(stage_create(s, st, env, search, &spec->stage[j], j, err));
+        const kvc__stage *other = like != NULL ? &like->stage[j] : NULL;
+        KVC_TRY(stage_create(s, st, env, search, other, &spec->stage[j], j, err));
         KVC_TRY(check_plan(st, s->n_layer, err));
         KVC_TRY(check_conflict(s, j, err));
     }
@@ -322,8 +329,9 @@ static int32_t stack_build(kvc__stack *s, const kvc__stack_env *env, const kvc__
     return write_spec(s, err);
 }
 
-int32_t kvc__stack_create(const kvc__stack_env *env, const kvc__search *search, const char *spec,
-                          kvc__stack *out, kvc__err *err) {
+int32_t kvc__stack_create(const kvc__stack_env *env, const kvc__search *search,
+                          const kvc__stack *like, const char *spec, kvc__stack *out,
+                          kvc__err *err) {
     memset(out, 0, sizeof *out);
     out->mem = env->mem;
     out->pool = env->pool;
@@ -337,7 +345,7 @@ int32_t kvc__stack_create(const kvc__stack_env *env, const kvc__search *search, 
     if (spec != NULL && spec[0] != '\0') {
         KVC_TRY(kvc__spec_parse(env->mem, spec, &words, err));
     }
-    int32_t rc = stack_build(out, env, search, &words, err);
+    int32_t rc = stack_build(out, env, search, like, &words, err);
     kvc__spec_free(&words);
     if (rc < 0) {
         kvc__stack_destroy(out);
@@ -522,6 +530,107 @@ int32_t kvc__stack_truncate(kvc__stack *s, int32_t pos, kvc__err *err) {
             (void)hook_failed(st, rc, "truncate", KVC_ALL, pos, err);
             return KVC_E_POLICY; /* as for rewind */
         }
+    }
+    return KVC_OK;
+}
+
+/* ---------------------------------------------------------------- state */
+
+static int32_t stream_write(void *ctx, const void *bytes, size_t n) {
+    return kvc__stream_write(ctx, bytes, n);
+}
+
+static int32_t stream_read(void *ctx, void *bytes, size_t n) {
+    return kvc__stream_read(ctx, bytes, n);
+}
+
+static bool has_state(const kvc__stage *st) {
+    return (st->plan.flags & KVC_PLAN_STATE) != 0;
+}
+
+int32_t kvc__stack_can_save(const kvc__stack *s, kvc__err *err) {
+    for (uint32_t j = 0; j < s->n_stage; j++) {
+        const kvc__stage *st = &s->stage[j];
+        if (has_state(st) && (st->policy.api.save == NULL || st->policy.api.load == NULL)) {
+            return kvc__fail(err, KVC_E_UNSUPPORTED,
+                             "policy '%s' has state that it can't save: a session with it can't be "
+                             "saved or forked",
+                             st->policy.desc.name);
+        }
+    }
+    return KVC_OK;
+}
+
+/* One stage's state, with its length in front so that a reader can't go beyond it. */
+static int32_t stage_save(kvc__stage *st, kvc__stream *out, kvc__err *err) {
+    kvc__stream own = {0};
+    KVC_TRY(kvc__stream_write(out, &st->rng, sizeof st->rng));
+    KVC_TRY(kvc__stream_memory(out->mem, &own, err));
+    int32_t rc = KVC_OK;
+    if (has_state(st)) {
+        const kvc_stream to = {.struct_size = sizeof to, .ctx = &own, .write = stream_write};
+        rc = st->policy.api.save(st->self, &to);
+        rc = rc == KVC_OK ? rc : hook_failed(st, rc, "save", KVC_ALL, 0, err);
+    }
+    const uint64_t n = own.n;
+    if (rc == KVC_OK) {
+        rc = kvc__stream_write(out, &n, sizeof n);
+    }
+    if (rc == KVC_OK) {
+        rc = kvc__stream_write(out, own.buf, own.n);
+    }
+    kvc__stream_close(&own);
+    return rc;
+}
+
+int32_t kvc__stack_save(kvc__stack *s, kvc__stream *out, kvc__err *err) {
+    for (uint32_t j = 0; j < s->n_stage; j++) {
+        KVC_TRY(stage_save(&s->stage[j], out, err));
+    }
+    return KVC_OK;
+}
+
+/* Copies n bytes of a stream to one in memory. */
+static int32_t stream_copy(kvc__stream *in, kvc__stream *own, uint64_t n) {
+    uint8_t piece[4096];
+    while (n > 0) {
+        const size_t m = n < sizeof piece ? (size_t)n : sizeof piece;
+        KVC_TRY(kvc__stream_read(in, piece, m));
+        KVC_TRY(kvc__stream_write(own, piece, m));
+        n -= m;
+    }
+    return KVC_OK;
+}
+
+static int32_t stage_load(kvc__stage *st, kvc__stream *in, kvc__err *err) {
+    kvc__stream own = {0};
+    uint64_t n;
+    KVC_TRY(kvc__stream_read(in, &st->rng, sizeof st->rng));
+    KVC_TRY(kvc__stream_read(in, &n, sizeof n));
+    if (n > kvc__stream_left(in) || (n > 0 && !has_state(st))) {
+        return kvc__fail(err, KVC_E_FORMAT, "the state of policy '%s' is damaged",
+                         st->policy.desc.name);
+    }
+    KVC_TRY(kvc__stream_memory(in->mem, &own, err));
+    int32_t rc = stream_copy(in, &own, n);
+    if (rc == KVC_OK && has_state(st)) {
+        const kvc_stream from = {.struct_size = sizeof from, .ctx = &own, .read = stream_read};
+        rc = st->policy.api.load(st->self, &from);
+        if (rc != KVC_OK && rc != KVC_E_NOMEM) {
+            rc = kvc__fail(err, KVC_E_FORMAT, "policy '%s' refuses the state that was saved",
+                           st->policy.desc.name);
+        } else if (rc == KVC_OK && own.at != own.n) {
+            rc = kvc__fail(err, KVC_E_FORMAT, "policy '%s' left part of its saved state unread",
+                           st->policy.desc.name);
+        }
+    }
+    kvc__stream_close(&own);
+    return rc;
+}
+
+int32_t kvc__stack_load(kvc__stack *s, kvc__stream *in, kvc__err *err) {
+    for (uint32_t j = 0; j < s->n_stage; j++) {
+        KVC_TRY(stage_load(&s->stage[j], in, err));
     }
     return KVC_OK;
 }

@@ -11,6 +11,7 @@
 #include "pool.h"
 #include "registry.h"
 #include "spec.h"
+#include "stream.h"
 
 #include "kvc/policy.h"
 
@@ -88,9 +89,10 @@ typedef struct kvc__stack {
     struct kvc__store *store; /* set by the session */
 } kvc__stack;
 
-/** Loads, creates and merges the stages of a spec. On failure out is zeroed. */
-int32_t kvc__stack_create(const kvc__stack_env *env, const kvc__search *search, const char *spec,
-                          kvc__stack *out, kvc__err *err);
+/** Loads, creates and merges the stages of a spec; or, when like is given, of that stack's own spec
+ * and policies (search is then not used). On failure out is zeroed. */
+int32_t kvc__stack_create(const kvc__stack_env *env, const kvc__search *search,
+                          const kvc__stack *like, const char *spec, kvc__stack *out, kvc__err *err);
 /** Destroys the stages; a zeroed stack is legal. */
 void kvc__stack_destroy(kvc__stack *s);
 
@@ -115,6 +117,14 @@ int32_t kvc__stack_truncate(kvc__stack *s, int32_t pos, kvc__err *err);
  * non-empty. KVC_E_POLICY when a stage's answer is none of that. */
 int32_t kvc__stack_visible(const kvc__stack *s, uint32_t layer, int32_t pos, kvc_range *out,
                            uint32_t *n);
+
+/** Writes what the stages hold beside plan, pages and columns; KVC_E_UNSUPPORTED names a stage that
+ * can't. */
+int32_t kvc__stack_save(kvc__stack *s, kvc__stream *out, kvc__err *err);
+/** Reads it into the stages of a stack of the same spec. */
+int32_t kvc__stack_load(kvc__stack *s, kvc__stream *in, kvc__err *err);
+/** KVC_OK when every stage can be saved; else as kvc__stack_save(). */
+int32_t kvc__stack_can_save(const kvc__stack *s, kvc__err *err);
 
 /** Completes the sentence for a failure that worker calls met at (layer, head, pos). */
 int32_t kvc__stack_blame(const kvc__stack *s, int32_t code, const char *call, uint32_t layer,

@@ -26,7 +26,7 @@ const uint8_t *kvc__store_page(const kvc__store *s, uint32_t layer, const kvc__r
     if (ref->slot == KVC__NO_SLOT) {
         return NULL;
     }
-    return s->arena[layer].base + (size_t)ref->slot * s->arena[layer].page_bytes;
+    return kvc__arena_page(s->arena, layer, ref->slot);
 }
 
 uint32_t kvc__store_positions(const kvc__store *s, uint32_t lane, uint32_t i, int32_t *out) {
@@ -65,17 +65,27 @@ static int32_t reserve_n(size_t count, size_t size, size_t *bytes, void **out, k
     return KVC_OK;
 }
 
-static int32_t arena_create(kvc__store *s, uint32_t layer, kvc__err *err) {
-    kvc__arena *a = &s->arena[layer];
-    const uint32_t heads = s->lane0[layer + 1] - s->lane0[layer];
-    void *base = NULL;
-    a->page_bytes = s->stack->shape[layer].page_bytes;
-    a->n_slot = heads * s->cap_page;
-    KVC_TRY(reserve_n(a->n_slot, a->page_bytes, &a->reserved, &base, err));
-    a->base = base;
-    a->used = kvc__alloc_n(s->mem, (a->n_slot + 63) / 64, sizeof *a->used);
-    return a->used != NULL ? KVC_OK
-                           : kvc__fail(err, KVC_E_NOMEM, "no memory for the cache's page tables");
+/* An arena of the store's own, or the one of a store like it. */
+static int32_t arena_create(kvc__store *s, kvc__mem *family, const kvc__store *like,
+                            kvc__err *err) {
+    if (like != NULL) {
+        KVC_TRY(kvc__arena_join(like->arena, err));
+        s->arena = like->arena;
+        return KVC_OK;
+    }
+    const size_t bytes = s->n_layer * (sizeof(size_t) + sizeof(uint32_t));
+    size_t *page_bytes = kvc__alloc(s->mem, bytes);
+    if (page_bytes == NULL) {
+        return kvc__fail(err, KVC_E_NOMEM, "no memory for the cache's page tables");
+    }
+    uint32_t *per_seg = (uint32_t *)(page_bytes + s->n_layer);
+    for (uint32_t i = 0; i < s->n_layer; i++) {
+        page_bytes[i] = s->stack->shape[i].page_bytes;
+        per_seg[i] = s->stack->n_head_kv[i] * s->cap_page;
+    }
+    int32_t rc = kvc__arena_create(family, s->n_layer, page_bytes, per_seg, &s->arena, err);
+    kvc__free(s->mem, page_bytes, bytes);
+    return rc;
 }
 
 /* The open pages of all lanes, one after the other. */
@@ -105,8 +115,7 @@ static int32_t open_create(kvc__store *s, kvc__err *err) {
 
 static int32_t tables_create(kvc__store *s, kvc__err *err) {
     s->lane0 = kvc__alloc_n(s->mem, s->n_layer + 1, sizeof *s->lane0);
-    s->arena = kvc__alloc_n(s->mem, s->n_layer, sizeof *s->arena);
-    if (s->lane0 == NULL || s->arena == NULL) {
+    if (s->lane0 == NULL) {
         return kvc__fail(err, KVC_E_NOMEM, "no memory for the cache's page tables");
     }
     for (uint32_t i = 0; i < s->n_layer; i++) {
@@ -124,13 +133,11 @@ static int32_t tables_create(kvc__store *s, kvc__err *err) {
     return KVC_OK;
 }
 
-static int32_t store_build(kvc__store *s, kvc__err *err) {
+static int32_t store_build(kvc__store *s, kvc__mem *family, const kvc__store *like, kvc__err *err) {
     kvc__stack *stack = s->stack;
     KVC_TRY(tables_create(s, err));
     KVC_TRY(open_create(s, err));
-    for (uint32_t i = 0; i < s->n_layer; i++) {
-        KVC_TRY(arena_create(s, i, err));
-    }
+    KVC_TRY(arena_create(s, family, like, err));
     const uint32_t mass = KVC_OBSERVE_MASS | KVC_OBSERVE_MASS_LAST;
     void *p = NULL;
     if ((stack->observe & mass) != 0 || stack->n_column > 0) {
@@ -148,13 +155,14 @@ static int32_t store_build(kvc__store *s, kvc__err *err) {
     return KVC_OK;
 }
 
-int32_t kvc__store_create(kvc__mem *mem, kvc__stack *stack, kvc__store *out, kvc__err *err) {
+int32_t kvc__store_create(kvc__mem *mem, kvc__mem *family, kvc__stack *stack,
+                          const kvc__store *like, kvc__store *out, kvc__err *err) {
     memset(out, 0, sizeof *out);
     out->mem = mem;
     out->stack = stack;
     out->n_layer = stack->n_layer;
     out->cap_page = stack->n_ctx / KVC_PAGE + 1;
-    int32_t rc = store_build(out, err);
+    int32_t rc = store_build(out, family, like, err);
     if (rc < 0) {
         kvc__store_destroy(out);
         return rc;
@@ -164,10 +172,11 @@ int32_t kvc__store_create(kvc__mem *mem, kvc__stack *stack, kvc__store *out, kvc
 }
 
 void kvc__store_destroy(kvc__store *s) {
-    for (uint32_t i = 0; s->arena != NULL && i < s->n_layer; i++) {
-        kvc__arena *a = &s->arena[i];
-        kvc__release(a->base, a->reserved);
-        kvc__free(s->mem, a->used, (a->n_slot + 63) / 64 * sizeof *a->used);
+    if (s->arena != NULL) {
+        if (s->arena->n_holder > 1) {
+            kvc__store_truncate(s, 0); /* forks may hold the same slots */
+        }
+        kvc__arena_leave(s->arena);
     }
     kvc__release(s->column, s->column_reserved);
     kvc__release(s->pos, s->pos_reserved);
@@ -175,7 +184,6 @@ void kvc__store_destroy(kvc__store *s) {
         kvc__free(s->mem, s->open, s->open_bytes);
         kvc__free(s->mem, s->refs, (size_t)s->n_lane * s->cap_page * sizeof *s->refs);
         kvc__free(s->mem, s->lane, s->n_lane * sizeof *s->lane);
-        kvc__free(s->mem, s->arena, s->n_layer * sizeof *s->arena);
         kvc__free(s->mem, s->lane0, (s->n_layer + 1) * sizeof *s->lane0);
     }
     memset(s, 0, sizeof *s);
@@ -184,31 +192,18 @@ void kvc__store_destroy(kvc__store *s) {
 /* ---------------------------------------------------------------- slots */
 
 static uint32_t slot_take(kvc__store *s, uint32_t layer) {
-    kvc__arena *a = &s->arena[layer];
-    for (uint32_t w = a->first_free / 64; w * 64 < a->n_slot; w++) {
-        if (a->used[w] == ~(uint64_t)0) {
-            continue;
-        }
-        uint32_t slot = w * 64 + (uint32_t)__builtin_ctzll(~a->used[w]);
-        if (slot >= a->n_slot) {
-            break;
-        }
-        a->used[w] |= (uint64_t)1 << (slot % 64);
-        a->first_free = slot + 1;
-        s->sealed_bytes += a->page_bytes;
+    const uint32_t slot = kvc__arena_take(s->arena, layer);
+    if (slot != KVC__NO_SLOT) {
+        s->sealed_bytes += s->stack->shape[layer].page_bytes;
         s->n_sealed++;
-        return slot;
     }
-    return KVC__NO_SLOT;
+    return slot;
 }
 
 static void slot_give(kvc__store *s, uint32_t layer, uint32_t slot) {
-    kvc__arena *a = &s->arena[layer];
-    a->used[slot / 64] &= ~((uint64_t)1 << (slot % 64));
-    a->first_free = slot < a->first_free ? slot : a->first_free;
-    s->sealed_bytes -= a->page_bytes;
+    s->sealed_bytes -= s->stack->shape[layer].page_bytes;
     s->n_sealed--;
-    kvc__discard(a->base + (size_t)slot * a->page_bytes, a->page_bytes);
+    kvc__arena_give(s->arena, layer, slot);
 }
 
 static void ref_free(kvc__store *s, uint32_t layer, kvc__lane *l, kvc__ref *r) {
@@ -272,7 +267,7 @@ int32_t kvc__store_seal_lane(kvc__store *s, uint32_t layer, uint32_t head,
     for (uint32_t e = 0; e < KVC_PAGE; e++) {
         pos[e] = r->pos0 + (int32_t)e;
     }
-    uint8_t *dst = s->arena[layer].base + (size_t)r->slot * s->arena[layer].page_bytes;
+    uint8_t *dst = kvc__arena_page(s->arena, layer, r->slot);
     return kvc__codec_encode(&s->stack->codec, layer, head, r->n, pos, l->open_k, l->open_v, dst,
                              scratch);
 }
@@ -331,9 +326,8 @@ static int32_t move_entry(kvc__store *s, uint32_t layer, uint32_t lane, uint32_t
     kvc__lane *l = &s->lane[lane];
     const uint32_t tp = to / KVC_PAGE, te = to % KVC_PAGE, fp = from / KVC_PAGE,
                    fe = from % KVC_PAGE;
-    const kvc__arena *a = &s->arena[layer];
-    uint8_t *dst = a->base + (size_t)l->page[tp].slot * a->page_bytes;
-    const uint8_t *src = a->base + (size_t)l->page[fp].slot * a->page_bytes;
+    uint8_t *dst = kvc__arena_page(s->arena, layer, l->page[tp].slot);
+    const uint8_t *src = kvc__arena_page(s->arena, layer, l->page[fp].slot);
     if (to != from) {
         KVC_TRY(kvc__codec_move(&s->stack->codec, layer, dst, te, src, fe));
         for (uint32_t c = 0; c < s->n_column; c++) {
@@ -344,12 +338,33 @@ static int32_t move_entry(kvc__store *s, uint32_t layer, uint32_t lane, uint32_t
     return KVC_OK;
 }
 
+/* Gives a lane copies of its own of the pages that forks hold too: what is moved must not change
+ * for them. */
+static int32_t unshare(kvc__store *s, uint32_t layer, kvc__lane *l) {
+    for (uint32_t i = 0; i < l->n_page; i++) {
+        kvc__ref *r = &l->page[i];
+        if (r->slot == KVC__NO_SLOT || !kvc__arena_is_shared(s->arena, layer, r->slot)) {
+            continue;
+        }
+        const uint32_t slot = slot_take(s, layer);
+        if (slot == KVC__NO_SLOT) {
+            return KVC_E_NOMEM;
+        }
+        memcpy(kvc__arena_page(s->arena, layer, slot), kvc__arena_page(s->arena, layer, r->slot),
+               s->stack->shape[layer].page_bytes);
+        slot_give(s, layer, r->slot);
+        r->slot = slot;
+    }
+    return KVC_OK;
+}
+
 /* Moves the live entries of a lane's sealed pages to the front, order kept; the pages that are left
  * over are freed and the table ends with the last used one. Holes (freed pages) are closed first.
  */
 static int32_t compact(kvc__store *s, uint32_t layer, uint32_t lane) {
     kvc__lane *l = &s->lane[lane];
     const uint32_t n_old = l->n_page;
+    KVC_TRY(unshare(s, layer, l));
     uint32_t to = 0, slots = 0;
     int32_t pos[KVC_PAGE];
     /* Slots are handed out in table order, so a destination page is never behind its source. */

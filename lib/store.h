@@ -9,17 +9,17 @@
 #ifndef KVC_STORE_H
 #define KVC_STORE_H
 
+#include "arena.h"
 #include "codec.h"
 #include "err.h"
 #include "mem.h"
 #include "pool.h"
 #include "stack.h"
+#include "stream.h"
 
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
-
-#define KVC__NO_SLOT UINT32_MAX
 
 /** A sealed page of a lane. */
 typedef struct kvc__ref {
@@ -42,15 +42,6 @@ typedef struct kvc__lane {
     uint8_t *open_v; /* [64][dim_v] open_type */
 } kvc__lane;
 
-/** One layer's arena of sealed pages. */
-typedef struct kvc__arena {
-    uint8_t *base; /* reserved, [n_slot][page_bytes] */
-    size_t page_bytes;
-    size_t reserved;
-    uint32_t n_slot, first_free;
-    uint64_t *used; /* bit per slot */
-} kvc__arena;
-
 typedef struct kvc__store {
     kvc__mem *mem;
     kvc__stack *stack;
@@ -60,7 +51,7 @@ typedef struct kvc__store {
     kvc__ref *refs;                               /* memory of the page tables */
     uint8_t *open;                                /* memory of the open pages */
     size_t open_bytes;
-    kvc__arena *arena; /* [n_layer] */
+    kvc__arena *arena; /* sealed pages; shared with forks */
     float *column;     /* reserved, [n_lane][n_column][(cap_page + 1) × 64], or NULL */
     size_t column_reserved;
     int32_t *pos; /* reserved, [n_lane][cap_page × 64] positions of moved entries, or NULL */
@@ -70,8 +61,10 @@ typedef struct kvc__store {
     uint64_t peak;
 } kvc__store;
 
-/** Makes an empty store for the merged plan. */
-int32_t kvc__store_create(kvc__mem *mem, kvc__stack *stack, kvc__store *out, kvc__err *err);
+/** Makes an empty store for the merged plan. family outlives the store and its forks: memory of
+ * what they share. like: a store of the same plan whose arena to join, or NULL. */
+int32_t kvc__store_create(kvc__mem *mem, kvc__mem *family, kvc__stack *stack,
+                          const kvc__store *like, kvc__store *out, kvc__err *err);
 /** Frees it; a zeroed store is legal. */
 void kvc__store_destroy(kvc__store *s);
 
@@ -120,6 +113,15 @@ int32_t kvc__store_keep(kvc__store *s, uint32_t lane, const uint32_t *index, uin
 int32_t kvc__store_drop(kvc__store *s, uint32_t lane, int32_t first, int32_t end);
 int32_t kvc__store_read(const kvc__store *s, uint32_t layer, uint32_t head, uint32_t first,
                         uint32_t n, float *k, float *v);
+
+/** Makes `to`, empty and of the same plan and arena, hold what `from` holds; sealed pages are
+ * shared. */
+void kvc__store_copy(kvc__store *to, const kvc__store *from);
+/** Writes all that the store holds. */
+int32_t kvc__store_save(const kvc__store *s, kvc__stream *out);
+/** Reads it into an empty store of the same plan that is to hold n_valid positions. KVC_E_FORMAT:
+ * what was read contradicts itself; the store is then only good to be freed. */
+int32_t kvc__store_load(kvc__store *s, uint32_t n_valid, kvc__stream *in);
 
 /** Counted bytes. */
 typedef struct kvc__store_bytes {

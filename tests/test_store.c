@@ -139,7 +139,8 @@ static world *world_sized(uint32_t kind, uint64_t seed, uint32_t n_ctx) {
         (kvc__codec_scratch){w->rows, w->rows + KVC_PAGE * DIM_V, w->rows + 2 * KVC_PAGE * DIM_V};
     world_stack(w, types[rnd(w, 3)], types[rnd(w, 3)], rnd(w, 2) != 0);
     w->stack.n_ctx = n_ctx;
-    ck_assert_int_eq(kvc__store_create(&w->mem, &w->stack, &w->store, &w->err), KVC_OK);
+    ck_assert_int_eq(kvc__store_create(&w->mem, &w->mem, &w->stack, NULL, &w->store, &w->err),
+                     KVC_OK);
     return w;
 }
 
@@ -427,14 +428,14 @@ static void check_pages(world *w) {
                     bad |= r->live != 0 || kvc__store_page(s, i, r) != NULL;
                     continue;
                 }
-                bad |= r->slot >= s->arena[i].n_slot || owned[r->slot]++ != 0;
+                bad |= r->slot >= s->arena->layer[i].per_seg || owned[r->slot]++ != 0;
                 pages++;
                 sealed += w->shape[i].page_bytes;
                 moved += r->moved;
             }
         }
-        for (uint32_t x = 0; x < (s->arena[i].n_slot + 63) / 64; x++) {
-            used += (uint64_t)__builtin_popcountll(s->arena[i].used[x]);
+        for (uint32_t x = 0; x < s->arena->layer[i].per_seg; x++) {
+            used += s->arena->layer[i].holder[x];
         }
     }
     kvc__store_bytes b;
@@ -580,7 +581,7 @@ static void fill_open(world *w, uint32_t page) {
  * store is as before. */
 START_TEST(no_slot_is_no_memory) {
     world *w = world_sized(EVICTS, 1, 3000);
-    kvc__arena *a = &w->store.arena[1];
+    kvc__slots *a = &w->store.arena->layer[1];
     for (int turn = 0; turn < 2; turn++) {
         for (uint32_t l = 0; l < N_LANE; l++) {
             ck_assert_int_eq(kvc__store_drop(&w->store, l, 0, INT32_MAX), KVC_OK);
@@ -597,12 +598,13 @@ START_TEST(no_slot_is_no_memory) {
     ck_assert_uint_eq(w->store.n_sealed, before);
     /* Two of three lanes get a slot. */
     kvc__store_truncate(&w->store, (int32_t)((w->store.cap_page - 1) * KVC_PAGE));
-    const uint32_t n_slot = a->n_slot;
-    a->n_slot = (w->store.cap_page - 1) * N_HEAD + 2;
+    const uint32_t n_slot = a->per_seg;
+    a->per_seg = (w->store.cap_page - 1) * N_HEAD + 2;
     fill_open(w, w->store.cap_page - 1);
     ck_assert_int_eq(kvc__store_seal_begin(&w->store, 1, &w->err), KVC_E_NOMEM);
     ck_assert_uint_eq(w->store.n_sealed, before - N_LANE);
-    a->n_slot = n_slot;
+    a->per_seg = n_slot;
+    a->first_free = 0;
     ck_assert_int_eq(kvc__store_seal_begin(&w->store, 1, &w->err), KVC_OK);
     world_free(w);
 }
@@ -679,7 +681,7 @@ START_TEST(create_without_memory) {
         kvc__mem mem;
         kvc__mem_init(&mem, &a, NULL);
         f.left = n;
-        rc = kvc__store_create(&mem, &w->stack, &s, &w->err);
+        rc = kvc__store_create(&mem, &mem, &w->stack, NULL, &s, &w->err);
         ck_assert(rc == KVC_OK || rc == KVC_E_NOMEM);
         ck_assert((rc == KVC_OK) == (w->err.text[0] == '\0'));
         kvc__store_destroy(&s);

@@ -196,6 +196,26 @@ KVC_API int32_t kvc_session_open(kvc_model *model, const char *spec, kvc_params 
 /** Closes it. NULL is legal. Not while a call uses it. */
 KVC_API void kvc_session_close(kvc_session *session);
 
+/** Copies a session: the same tokens, the same cache, policies of its own in the same state. Sealed
+ * pages are shared until one of the two changes them (they count in both); the copy is independent
+ * in every other way. The sentence of a failure is on session.
+ * @return KVC_OK, KVC_E_UNSUPPORTED (a policy that can't be copied), KVC_E_NOMEM, KVC_E_BUSY,
+ * KVC_E_DEAD, KVC_E_RANGE (forked more than a thousand times) */
+KVC_API int32_t kvc_session_fork(kvc_session *session, kvc_session **out);
+/** Writes a session to a file: tokens, cache, policies' state, with checksums. The file is written
+ * beside path and renamed when it is whole, so path holds the old session or the new one, never a
+ * part.
+ * @return KVC_OK, KVC_E_UNSUPPORTED (a policy that can't be saved), KVC_E_IO, KVC_E_NOMEM,
+ * KVC_E_BUSY, KVC_E_DEAD */
+KVC_API int32_t kvc_session_save(kvc_session *session, const char *path);
+/** Opens a session from a file; it goes on where it was saved, with the same logits to the last
+ * bit. spec, n_ctx and compute come from the file, the policies are searched by params as in
+ * kvc_session_open(). On failure *out is NULL and the sentence is on params.
+ * @return KVC_OK, KVC_E_NOT_FOUND, KVC_E_IO, KVC_E_FORMAT (damaged, another version),
+ * KVC_E_UNSUPPORTED (another model or version of a policy), or what kvc_session_open() answers */
+KVC_API int32_t kvc_session_load(kvc_model *model, const char *path, kvc_params *params,
+                                 kvc_session **out);
+
 /** Which logits a run wants. */
 enum {
     KVC_WANT_LAST = 0, /**< those of the last token */

@@ -308,8 +308,10 @@ enum {
     KVC_PLAN_EVICTS = 1u << 0,  /**< hooks call keep() or drop() */
     KVC_PLAN_BOUNDED = 1u << 1, /**< memory stops growing with the context */
     KVC_PLAN_TRANSIENT =
-        1u << 2 /**< nothing is needed after the call that computed it: the engine gives the pages
+        1u << 2, /**< nothing is needed after the call that computed it: the engine gives the pages
                      back at the end of each call and computes from position 0 in the next */
+    KVC_PLAN_STATE = 1u << 3 /**< the instance has state beside plan, pages and columns: fork and
+                                save need save() and load() */
 };
 
 /** What the engine observes for the policy. */
@@ -345,6 +347,18 @@ typedef struct kvc_plan {
     kvc_format *format; /**< the host's array, [n_layer] */
     const kvc_codec *codec; /**< a page format of the policy's own, or NULL; static */
 } kvc_plan;
+
+/** Bytes to or from a file or another instance. Either function returns KVC_OK or a negative
+ * status, which the policy passes on. */
+typedef struct kvc_stream {
+    uint32_t struct_size; /**< sizeof in the host */
+    uint32_t pad;         /**< 0 */
+    void *ctx;            /**< passed back as the first argument */
+    /** Writes n bytes; only in save(). */
+    int32_t (*write)(void *ctx, const void *bytes, size_t n);
+    /** Reads exactly n bytes; only in load(). */
+    int32_t (*read)(void *ctx, void *bytes, size_t n);
+} kvc_stream;
 
 /** What a policy says of itself. The host counts bytes on its own and never prints this as memory.
  */
@@ -403,6 +417,11 @@ typedef struct kvc_policy_api {
     int32_t (*truncate)(void *self, int32_t pos);
     /** [control] Figures of the policy's own, zeroed by the host. */
     int32_t (*stats)(void *self, kvc_claims *out);
+    /** [control] Writes the instance's state, for a file or a fork. Only with KVC_PLAN_STATE. */
+    int32_t (*save)(void *self, const kvc_stream *out);
+    /** [control] Reads it into a new instance of the same shape and parameters; the store holds the
+     * same entries. The bytes may come from a hostile file: whatever they are, no crash. */
+    int32_t (*load)(void *self, const kvc_stream *in);
 } kvc_policy_api;
 
 /** Capabilities; unknown bits are ignored by an older host. */

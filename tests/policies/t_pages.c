@@ -123,6 +123,32 @@ static int32_t rewind(void *self, int32_t pos) {
     return pos;
 }
 
+static int32_t save(void *self, const kvc_stream *out) {
+    const t_pages *p = self;
+    for (uint32_t i = 0; i < p->n_lane; i++) {
+        int32_t rc = out->write(out->ctx, &p->lane[i].page, sizeof p->lane[i].page);
+        if (rc < 0) {
+            return rc;
+        }
+    }
+    return out->write(out->ctx, p->data, p->n_data * sizeof *p->data);
+}
+
+/* Bounds may be any floats, which only misleads the choice; a page number leads into memory. */
+static int32_t load(void *self, const kvc_stream *in) {
+    t_pages *p = self;
+    for (uint32_t i = 0; i < p->n_lane; i++) {
+        int32_t rc = in->read(in->ctx, &p->lane[i].page, sizeof p->lane[i].page);
+        if (rc < 0) {
+            return rc;
+        }
+        if (p->lane[i].page < -1 || p->lane[i].page >= (int32_t)p->n_page) {
+            return KVC_E_FORMAT;
+        }
+    }
+    return in->read(in->ctx, p->data, p->n_data * sizeof *p->data);
+}
+
 static int32_t stats(void *self, kvc_claims *out) {
     const t_pages *p = self;
     for (uint32_t i = 0; i < p->n_lane; i++) {
@@ -177,6 +203,7 @@ static int32_t create(const kvc_host *host, const kvc_shape *shape, const kvc_va
     }
     lanes_set(p, shape);
     plan->answers = KVC_ANSWERS_WHICH;
+    plan->flags = KVC_PLAN_STATE;
     return KVC_OK;
 }
 
@@ -195,7 +222,9 @@ static const kvc_policy_api api = {.struct_size = sizeof api,
                                    .append = append,
                                    .select = select_pages,
                                    .rewind = rewind,
-                                   .stats = stats};
+                                   .stats = stats,
+                                   .save = save,
+                                   .load = load};
 
 static const kvc_policy policy = {
     .struct_size = sizeof policy,
