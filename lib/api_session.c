@@ -146,6 +146,15 @@ int32_t kvc_session_decode(kvc_session *session, const int32_t *token, uint32_t 
     return kvc_decode(&run, 1, sizeof run);
 }
 
+int32_t kvc_session_prefill(kvc_session *session, const int32_t *token, uint32_t n) {
+    kvc_run run = {.struct_size = sizeof run,
+                   .wants = KVC_WANT_NONE,
+                   .session = session,
+                   .token = token,
+                   .n_token = n};
+    return kvc_decode(&run, 1, sizeof run);
+}
+
 /* ---------------------------------------------------------------- the rest */
 
 const float *kvc_session_logits(const kvc_session *session, uint32_t i) {

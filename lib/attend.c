@@ -115,7 +115,8 @@ static int32_t show_rows(kvc__attend *a, const kvc__piece *p, uint32_t head) {
                      .q = qrot_at(a, head, p->row0),
                      .k_stride = sk,
                      .v_stride = sv,
-                     .q_stride = group_of(a) * hp->dim_k};
+                     .q_stride = group_of(a) * hp->dim_k,
+                     .phase = p->phase};
     return kvc__stack_append(p->stack, &rows);
 }
 
@@ -136,7 +137,8 @@ static int32_t select_pages(kvc__attend *a, const kvc__piece *p, uint32_t head) 
                          .n = 1,
                          .pos = &pos,
                          .q = qrot_at(a, head, p->row0 + t),
-                         .q_stride = group_of(a) * hp->dim_k};
+                         .q_stride = group_of(a) * hp->dim_k,
+                         .phase = p->phase};
         KVC_TRY(kvc__stack_select(p->stack, &rows, bits, l->n_page));
     }
     return KVC_OK;
@@ -610,14 +612,20 @@ static void flush_blocks(kvc__attend *a) {
 static void add_blocks(kvc__attend *a, uint32_t pi, size_t *part, size_t *prob) {
     const kvc__piece *p = &a->piece[pi];
     const uint32_t group = group_of(a), heads = a->model->hp.n_head_kv;
-    const uint32_t most = a->max_row / group;
-    const uint32_t n_block = (p->n + most - 1) / most, each = (p->n + n_block - 1) / n_block;
     uint32_t n_page = 0;
     for (uint32_t h = 0; h < heads; h++) {
         const kvc__lane *l = kvc__store_lane(p->store, a->layer, h);
         n_page = l->n_page > n_page ? l->n_page : n_page;
     }
     const uint32_t n_range = n_page / KVC__RANGE_PAGES + 1;
+    /* As many tokens as their results have room for; there is room for one. */
+    const size_t token = (size_t)group * heads * n_range;
+    size_t most = a->max_row / group, fits = a->cap_partial / (token * kvc__partial_row(a));
+    most = fits < most ? fits : most;
+    fits = observes(p) ? a->cap_prob / (token * KVC__RANGE_ENTRIES) : most;
+    most = fits < most ? fits : most;
+    const uint32_t n_block = (p->n + (uint32_t)most - 1) / (uint32_t)most;
+    const uint32_t each = (p->n + n_block - 1) / n_block;
     for (uint32_t t = 0; t < p->n; t += each) {
         const uint32_t n = p->n - t < each ? p->n - t : each;
         const size_t rows = (size_t)n * group;

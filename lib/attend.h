@@ -30,6 +30,7 @@ typedef struct kvc__piece {
     uint32_t row0;    /* first row in the batch */
     uint32_t n;       /* 1 to 64 */
     int32_t pos0;     /* position of row0 */
+    uint32_t phase;   /* KVC_PHASE_… of its rows */
     uint32_t part;    /* the part of the batch it is cut from */
     int32_t status;   /* what became of it */
     const char *call; /* the call that failed */

@@ -5,6 +5,9 @@
 
 #include <string.h>
 
+/* Floats of results that are held at once: 8 MiB. */
+#define SCRATCH ((size_t)2 << 20)
+
 /* Replaces the array that the pointer at p leads to by a zeroed one of n elements. */
 static int32_t regrow(kvc__mem *mem, void *p, size_t old_n, size_t n, size_t size, kvc__err *err) {
     void *old, *fresh = kvc__alloc_n(mem, n, size);
@@ -114,17 +117,17 @@ int32_t kvc__attend_reserve(kvc__attend *a, kvc_model *model, uint32_t n_ctx, bo
     if (a->thread == NULL || ranges > a->max_range) {
         KVC_TRY(reserve_threads(a, model, ranges > a->max_range ? ranges : a->max_range, err));
     }
-    const size_t rows = (size_t)a->max_row * hp->n_head_kv * a->max_range;
-    size_t need = rows * kvc__partial_row(a);
-    need = need > (size_t)1 << 20 ? need : (size_t)1 << 20;
-    if (need > a->cap_partial) {
-        KVC_TRY(regrow(&model->mem, &a->partial, a->cap_partial, need, sizeof(float), err));
-        a->cap_partial = need;
+    /* Room for some blocks, and for one token of the longest session in any case. */
+    const size_t token = (size_t)hp->n_head * a->max_range;
+    const size_t need = token * kvc__partial_row(a), wide = token * KVC__RANGE_ENTRIES;
+    const size_t partial = need > SCRATCH ? need : SCRATCH, prob = wide > SCRATCH ? wide : SCRATCH;
+    if (partial > a->cap_partial) {
+        KVC_TRY(regrow(&model->mem, &a->partial, a->cap_partial, partial, sizeof(float), err));
+        a->cap_partial = partial;
     }
-    if (observe && rows * KVC__RANGE_ENTRIES > a->cap_prob) {
-        KVC_TRY(regrow(&model->mem, &a->prob, a->cap_prob, rows * KVC__RANGE_ENTRIES, sizeof(float),
-                       err));
-        a->cap_prob = rows * KVC__RANGE_ENTRIES;
+    if (observe && prob > a->cap_prob) {
+        KVC_TRY(regrow(&model->mem, &a->prob, a->cap_prob, prob, sizeof(float), err));
+        a->cap_prob = prob;
     }
     const uint32_t words = (pages + 63) / 64;
     if (select && words > a->max_word) {

@@ -175,13 +175,23 @@ uint32_t kvc__part_length(const kvc__stack *stack, const uint8_t *flag, int32_t 
     return n;
 }
 
-/* The rows of a part that come next: to the end of their page, or to a tick. */
+/* Whether an observer's rows must end with token t: what follows is of another phase. */
+static bool phase_ends(const kvc__part *p, uint32_t t) {
+    if (p->stack->has_append == 0 || t + 1 == p->n) {
+        return false;
+    }
+    return ends(p, t) ||
+           ((p->flag[t] & KVC__TOKEN_WANTED) != 0 && (p->flag[t + 1] & KVC__TOKEN_WANTED) == 0);
+}
+
+/* The rows of a part that come next: to the end of their page, to a tick, or to another phase. */
 static uint32_t piece_length(const kvc__part *p) {
     const int32_t pos = p->pos0 + (int32_t)p->cursor;
     uint32_t n = KVC_PAGE - (uint32_t)pos % KVC_PAGE;
     n = n < p->n - p->cursor ? n : p->n - p->cursor;
     for (uint32_t t = 0; t < n; t++) {
-        if (kvc__stack_ticks(p->stack, pos + (int32_t)t, ends(p, p->cursor + t))) {
+        if (kvc__stack_ticks(p->stack, pos + (int32_t)t, ends(p, p->cursor + t)) ||
+            phase_ends(p, p->cursor + t)) {
             return t + 1;
         }
     }
@@ -189,17 +199,10 @@ static uint32_t piece_length(const kvc__part *p) {
 }
 
 static kvc_step step_of(const kvc__part *p, uint32_t first, uint32_t n) {
-    const uint8_t flag = p->flag[first + n - 1];
-    uint32_t phase = KVC_PHASE_PROMPT;
-    if ((flag & KVC__TOKEN_ENDS) != 0) {
-        phase = KVC_PHASE_PROMPT_END;
-    } else if ((flag & KVC__TOKEN_WANTED) != 0) {
-        phase = KVC_PHASE_DECODE;
-    }
     return (kvc_step){.struct_size = sizeof(kvc_step),
                       .n = n,
                       .pos = p->pos0 + (int32_t)first,
-                      .phase = phase,
+                      .phase = kvc__token_phase(p->flag[first + n - 1]),
                       .replay = p->pos0 + (int32_t)first < p->new_pos,
                       .last = p->last && first + n == p->n,
                       .token = p->token + first};
@@ -279,11 +282,13 @@ static uint32_t next_pieces(kvc__attend *a, kvc__part *part, uint32_t n_part) {
         if (p->status < 0 || p->cursor == p->n) {
             continue;
         }
+        const uint32_t n = piece_length(p);
         a->piece[a->n_piece++] = (kvc__piece){.stack = p->stack,
                                               .store = p->store,
                                               .row0 = p->row0 + p->cursor,
-                                              .n = piece_length(p),
+                                              .n = n,
                                               .pos0 = p->pos0 + (int32_t)p->cursor,
+                                              .phase = kvc__token_phase(p->flag[p->cursor + n - 1]),
                                               .part = i};
     }
     return a->n_piece;

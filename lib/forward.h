@@ -21,6 +21,14 @@ enum {
     KVC__TOKEN_ENDS = 2    /* a prompt ends with it */
 };
 
+/** The KVC_PHASE_… of a token with these flags. */
+static inline uint32_t kvc__token_phase(uint8_t flag) {
+    if ((flag & KVC__TOKEN_ENDS) != 0) {
+        return KVC_PHASE_PROMPT_END;
+    }
+    return (flag & KVC__TOKEN_WANTED) != 0 ? KVC_PHASE_DECODE : KVC_PHASE_PROMPT;
+}
+
 /** Consecutive tokens of one session in a batch. */
 typedef struct kvc__part {
     kvc__stack *stack;

@@ -90,11 +90,17 @@ static uint64_t host_rand(void *ctx) {
 
 /* ---------------------------------------------------------------- kvc.host.store/1 */
 
+/* Answers a refused call; the reason stands where the policy's own sentence would, should it pass
+ * the status on. */
+static int32_t refuse(const kvc__stage *st, int32_t code, const char *text) {
+    return host_fail((void *)(uintptr_t)st, code, text);
+}
+
 /* The lane of (layer, head), or a failure when there is none. */
 static int32_t lane_of(const kvc__stage *st, uint32_t layer, uint32_t head, uint32_t *lane) {
     const kvc__store *s = st->stack->store;
     if (s == NULL || layer >= st->stack->n_layer || head >= st->stack->n_head_kv[layer]) {
-        return KVC_E_RANGE;
+        return refuse(st, KVC_E_RANGE, "there is no such layer or head in the store");
     }
     *lane = s->lane0[layer] + head;
     return KVC_OK;
@@ -124,7 +130,9 @@ static int32_t column_of(const kvc__stage *st, uint32_t col, bool write, uint32_
     } else if (col < st->plan.n_column) {
         *out = st->column + col;
     } else {
-        return KVC_E_RANGE;
+        return refuse(st, KVC_E_RANGE,
+                      "there is no such column: set n_column or KVC_OBSERVE_MASS in the plan; the "
+                      "engine's own are read-only but for the mass");
     }
     return KVC_OK;
 }
@@ -148,10 +156,16 @@ static int32_t store_set(void *ctx, uint32_t layer, uint32_t head, uint32_t col,
 }
 
 static int32_t may_evict(const kvc__stage *st, uint32_t layer) {
-    if ((st->plan.flags & KVC_PLAN_EVICTS) == 0 || st->evict == KVC__EVICT_NEVER) {
-        return KVC_E_UNSUPPORTED;
+    if ((st->plan.flags & KVC_PLAN_EVICTS) == 0) {
+        return refuse(st, KVC_E_UNSUPPORTED, "evicting needs KVC_PLAN_EVICTS in the plan");
     }
-    return st->evict == KVC__EVICT_LAYER && layer != st->evict_layer ? KVC_E_RANGE : KVC_OK;
+    if (st->evict == KVC__EVICT_NEVER) {
+        return refuse(st, KVC_E_UNSUPPORTED, "evicting is for page_end() and end() alone");
+    }
+    if (st->evict == KVC__EVICT_LAYER && layer != st->evict_layer) {
+        return refuse(st, KVC_E_RANGE, "page_end() may evict in its own layer alone");
+    }
+    return KVC_OK;
 }
 
 /* Heads [*head, *end) that a call means. */
@@ -176,7 +190,10 @@ static int32_t store_keep(void *ctx, uint32_t layer, uint32_t head, const uint32
     KVC_TRY(heads_of(st, layer, &head, &end));
     KVC_TRY(may_evict(st, layer));
     for (; head < end; head++) {
-        KVC_TRY(kvc__store_keep(st->stack->store, st->stack->store->lane0[layer] + head, index, n));
+        kvc__store *s = st->stack->store;
+        if (kvc__store_keep(s, s->lane0[layer] + head, index, n) < 0) {
+            return refuse(st, KVC_E_RANGE, "keep() wants ascending numbers below count()");
+        }
     }
     return KVC_OK;
 }

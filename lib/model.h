@@ -59,7 +59,7 @@ struct kvc_model {
     uint32_t rope_n;
     uint64_t n_param, file_bytes;
     char arch[32], name[128], weights[16], fingerprint[33];
-    struct kvc__work *work;              /* scratch of batches (forward.h), made with the first session */
+    struct kvc__work *work; /* scratch of batches (forward.h), made with the first session */
     void (*work_free)(kvc_model *model); /* frees it */
     pthread_mutex_t lock; /* one computing call at a time; also guards rope and n_ref */
     uint32_t n_ref;       /* the caller's hold and one per open session */

@@ -2,9 +2,10 @@
  * os.c: what differs between operating systems, here Linux: read-only maps of files, reserved
  * address space, the clock, how many cores there are. The one place besides cpu.c with platform
  * conditions. It must not know what is in a file or who uses the space. */
-#define _GNU_SOURCE /* sched_getaffinity, MAP_ANONYMOUS, madvise */
+#define _GNU_SOURCE /* dladdr, sched_getaffinity, MAP_ANONYMOUS, madvise */
 #include "os.h"
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -185,4 +186,20 @@ void kvc__pause(void) {
 #elif defined(__aarch64__)
     __asm__ __volatile__("isb" ::: "memory");
 #endif
+}
+
+int kvc__beside_library(const char *name, char *out, size_t cap) {
+    /* Any object of the library tells where it lies. */
+    static const char here;
+    Dl_info info;
+    if (dladdr(&here, &info) == 0 || info.dli_fname == NULL) {
+        return 0;
+    }
+    const char *slash = strrchr(info.dli_fname, '/');
+    if (slash == NULL) {
+        return 0;
+    }
+    const int n =
+        snprintf(out, cap, "%.*s/%s", (int)(slash - info.dli_fname), info.dli_fname, name);
+    return n > 0 && (size_t)n < cap;
 }

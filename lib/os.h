@@ -34,6 +34,9 @@ void kvc__discard(void *p, size_t size);
 uint64_t kvc__clock_ns(void);
 /** Cores that the process may use, at least 1. */
 uint32_t kvc__n_core(void);
+/** The path of `name` in the directory that this library was loaded from; 0 when that isn't known
+ * or too long. */
+int kvc__beside_library(const char *name, char *out, size_t cap);
 /** An environment variable, NULL when unset or when the process runs with raised privileges. */
 const char *kvc__env(const char *name);
 /** Tells the core that this thread spins. */

@@ -27,10 +27,10 @@ typedef struct option {
 #define OPTION(type, name, min, max)                                                               \
     { #name, type, offsetof(struct kvc_params, name), min, max }
 
-/* n_ctx ends at 2^24: positions up to there are exact as floats, which RoPE multiplies. */
+/* n_ctx ends at 2^20: page tables and RoPE's angles are held for all of it. */
 static const option options[] = {
     OPTION(OPTION_U32, n_threads, 0, KVC__POOL_MAX),
-    OPTION(OPTION_U32, n_ctx, 0, INT64_C(1) << 24),
+    OPTION(OPTION_U32, n_ctx, 0, INT64_C(1) << 20),
     OPTION(OPTION_U32, n_batch, 1, 4096),
     OPTION(OPTION_COMPUTE, compute, KVC_COMPUTE_INT8, KVC_COMPUTE_F32),
     OPTION(OPTION_U64, seed, 0, INT64_MAX),

@@ -16,10 +16,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
-/* Where installed policies lie; the build names it. */
-#ifndef KVC_POLICY_DIR
-#define KVC_POLICY_DIR ""
-#endif
+/* Where installed policies lie, seen from the library's own directory. */
+#define POLICY_DIR "kvc/policies"
 
 #define MAX_INDEX 64u   /* policies of one file: an entry that never answers NULL must end */
 #define MAX_PATH  4096u /* bytes of a path with its NUL */
@@ -123,6 +121,7 @@ typedef struct dirs {
     uint32_t next;   /* of the added directories */
     const char *env; /* what is left of the environment's list, or NULL */
     int use_default; /* 1: the installed directory is still to come */
+    char home[4096]; /* that directory */
 } dirs;
 
 static dirs dirs_begin(const kvc__search *search) {
@@ -144,9 +143,11 @@ static int dirs_next(dirs *d, const char **dir, size_t *n) {
             *n = strcspn(d->env, ":");
             d->env += *n + (d->env[*n] == ':');
         } else if (d->use_default) {
-            *dir = KVC_POLICY_DIR;
-            *n = strlen(*dir);
             d->use_default = 0;
+            if (kvc__beside_library(POLICY_DIR, d->home, sizeof d->home)) {
+                *dir = d->home;
+                *n = strlen(*dir);
+            }
         } else {
             return 0;
         }
@@ -249,12 +250,12 @@ static int32_t not_found(kvc__mem *mem, const kvc__search *search, const char *w
         return kvc__fail(err, KVC_E_NOMEM, "no memory to look for policy \"%.60s\"", word);
     }
     int near = best.distance != UINT32_MAX;
-    int32_t rc =
-        kvc__fail(err, KVC_E_NOT_FOUND,
-                  "policy \"%.60s\" is not found%s%s%s; searched %u linked-in and %s%.600s; "
-                  "add its directory to KVC_POLICY_PATH or give a path with '/'",
-                  word, near ? ", did you mean \"" : "", best.name, near ? "\"?" : "",
-                  search->n_entry, path[0] ? "" : "no directory", path);
+    int32_t rc = kvc__fail(err, KVC_E_NOT_FOUND,
+                           "policy \"%.60s\" is not found%s%s%s; searched %s%s%.600s; "
+                           "add its directory to KVC_POLICY_PATH or give a path with '/'",
+                           word, near ? ", did you mean \"" : "", best.name, near ? "\"?" : "",
+                           search->n_entry > 0 ? "those linked in and " : "",
+                           path[0] ? "" : "no directory", path);
     kvc__free(mem, path, strlen(path) + 1);
     return rc;
 }

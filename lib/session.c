@@ -203,16 +203,13 @@ static int32_t accept(kvc_session *s) {
     if (s->stack.has_begin == 0) {
         return KVC_OK;
     }
-    const kvc_step step = {
-        .struct_size = sizeof step,
-        .n = s->n_token - s->n_valid,
-        .pos = (int32_t)s->n_valid,
-        .phase = (s->flag[s->n_token - 1] & KVC__TOKEN_ENDS) != 0     ? KVC_PHASE_PROMPT_END
-                 : (s->flag[s->n_token - 1] & KVC__TOKEN_WANTED) != 0 ? KVC_PHASE_DECODE
-                                                                      : KVC_PHASE_PROMPT,
-        .replay = s->n_valid < s->n_old,
-        .last = 1,
-        .token = s->token + s->n_valid};
+    const kvc_step step = {.struct_size = sizeof step,
+                           .n = s->n_token - s->n_valid,
+                           .pos = (int32_t)s->n_valid,
+                           .phase = kvc__token_phase(s->flag[s->n_token - 1]),
+                           .replay = s->n_valid < s->n_old,
+                           .last = 1,
+                           .token = s->token + s->n_valid};
     int32_t from = step.pos;
     KVC_TRY(kvc__stack_begin(&s->stack, &step, &from, &s->err));
     return from < step.pos ? go_back(s, (uint32_t)from) : KVC_OK;
@@ -303,10 +300,7 @@ static void settle_part(kvc_session *s, const kvc__part *p) {
         const kvc_step step = {.struct_size = sizeof step,
                                .n = p->n,
                                .pos = p->pos0,
-                               .phase = prompt_end ? KVC_PHASE_PROMPT_END
-                                        : (p->flag[p->n - 1] & KVC__TOKEN_WANTED) != 0
-                                            ? KVC_PHASE_DECODE
-                                            : KVC_PHASE_PROMPT,
+                               .phase = kvc__token_phase(p->flag[p->n - 1]),
                                .replay = p->pos0 < p->new_pos,
                                .last = p->last,
                                .token = p->token};

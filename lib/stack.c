@@ -326,6 +326,12 @@ static int32_t stack_build(kvc__stack *s, const kvc__stack_env *env, const kvc__
     }
     merge_hooks(s);
     KVC_TRY(merge_formats(s, env->shape, err));
+    if ((s->flags & KVC_PLAN_EVICTS) != 0 && !kvc__codec_movable(&s->codec) && s->log != NULL) {
+        s->log(s->log_user, KVC_LOG_WARN,
+               "entries are evicted, but the pages' format can't be compacted: memory is given "
+               "back by "
+               "whole pages only");
+    }
     return write_spec(s, err);
 }
 

@@ -154,9 +154,9 @@ int32_t kvc__store_drop(kvc__store *s, uint32_t lane, int32_t first, int32_t end
     return KVC_OK;
 }
 
-/* Decodes page i of a lane to rows. */
-static int32_t read_page(const kvc__store *s, uint32_t layer, uint32_t head, uint32_t i,
-                         kvc__codec_scratch *rows) {
+/* Decodes page i of a lane to rows as they are stored. */
+static int32_t decode_page(const kvc__store *s, uint32_t layer, uint32_t head, uint32_t i,
+                           kvc__codec_scratch *rows) {
     const kvc__lane *l = kvc__store_lane(s, layer, head);
     const kvc__page_shape *sh = &s->stack->shape[layer];
     if (i == l->n_page) {
@@ -170,6 +170,20 @@ static int32_t read_page(const kvc__store *s, uint32_t layer, uint32_t head, uin
                      .n = l->page[i].n,
                      .bytes = kvc__store_page(s, layer, &l->page[i])};
     return kvc__codec_decode(&s->stack->codec, &page, rows);
+}
+
+/* The same as observers saw them: a Hadamard rotation is its own inverse. */
+static int32_t read_page(const kvc__store *s, uint32_t layer, uint32_t head, uint32_t i,
+                         kvc__codec_scratch *rows) {
+    const kvc__page_shape *sh = &s->stack->shape[layer];
+    KVC_TRY(decode_page(s, layer, head, i, rows));
+    if (sh->had_k > 1) {
+        s->stack->kern->hadamard(rows->k, sh->had_k, KVC_PAGE * sh->dim_k);
+    }
+    if (sh->had_v > 1) {
+        s->stack->kern->hadamard(rows->v, sh->had_v, KVC_PAGE * sh->dim_v);
+    }
+    return KVC_OK;
 }
 
 int32_t kvc__store_read(const kvc__store *s, uint32_t layer, uint32_t head, uint32_t first,

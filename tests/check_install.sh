@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# check_install.sh SOURCE BUILD STAGE CMAKE CC LIBDIR POLICYDIR [CFLAG...]: installs into STAGE,
+# check_install.sh SOURCE BUILD STAGE CMAKE CC LIBDIR [CFLAG...]: installs into STAGE,
 # builds a program by pkg-config and again by find_package with a policy of its own, and runs them.
-# LIBDIR is relative to the prefix; POLICYDIR is where the installed library must look for policies.
+# LIBDIR is relative to the prefix. The installed library must find its policies beside itself.
 set -eu
 src=$1
 build=$2
@@ -10,8 +10,8 @@ stage=$3
 cmake=$4
 cc=$5
 libdir=$6
-policydir=$7
-shift 7
+policydir=$stage/$libdir/kvc/policies
+shift 6
 consumer=$src/tests/consumer
 model=$KVC_TEST_MODELS/tiny-q4_0.gguf
 
@@ -24,8 +24,7 @@ PKG_CONFIG_PATH=$stage/$libdir/pkgconfig
 export PKG_CONFIG_PATH
 "$cc" "$@" -std=c11 -Wall -Wextra -Werror -o "$stage-consumer/by-pkg-config" \
     "$consumer/consumer.c" $(pkg-config --cflags --libs kvc) "-Wl,-rpath,$stage/$libdir"
-KVC_POLICY_PATH=$(pkg-config --variable=policydir kvc) \
-    "$stage-consumer/by-pkg-config" "$model" full "$policydir"
+"$stage-consumer/by-pkg-config" "$model" full "$policydir"
 
 echo "by find_package"
 "$cmake" -S "$consumer" -B "$stage-consumer/b" -DCMAKE_C_COMPILER="$cc" -DCMAKE_C_FLAGS="$*" \
@@ -36,4 +35,4 @@ KVC_POLICY_PATH=$stage-consumer/b/policies \
 "$stage-consumer/b/consumer" "$model" "$stage-consumer/b/policies/recent.so" "$policydir"
 
 echo "installed tool"
-KVC_POLICY_PATH=$stage/$libdir/kvc/policies "$stage/bin/kvcompare" --list
+"$stage/bin/kvcompare" --list | grep -q "^full " || { echo "the installed tool doesn't find its policies"; exit 1; }

@@ -39,6 +39,9 @@ static kvc_session *open_session(const char *compute, const char *spec) {
     kvc_params *params = NULL;
     kvc_session *s = NULL;
     ck_assert_int_eq(kvc_params_create(&params), KVC_OK);
+    if (getenv("KVC_TEST_POLICIES") != NULL) {
+        ck_assert_int_eq(kvc_params_add_policy_dir(params, getenv("KVC_TEST_POLICIES")), KVC_OK);
+    }
     ck_assert_int_eq(kvc_params_set_str(params, "compute", compute), KVC_OK);
     ck_assert_int_eq(kvc_params_set_i64(params, "n_ctx", 1024), KVC_OK);
     int32_t rc = kvc_session_open(model, spec, params, &s);

@@ -37,7 +37,7 @@ static const struct integer {
     const char *name;
     int64_t def, min, max;
 } integers[] = {
-    {"n_threads", 0, 0, 256},    {"n_ctx", 0, 0, 16777216},   {"n_batch", 512, 1, 4096},
+    {"n_threads", 0, 0, 256},    {"n_ctx", 0, 0, 1048576},   {"n_batch", 512, 1, 4096},
     {"compute", 0, 0, 1},        {"seed", 0, 0, INT64_MAX},   {"policy_env", 1, 0, 1},
     {"policy_default", 1, 0, 1}, {"top_k", 0, 0, 2147483647},
 };

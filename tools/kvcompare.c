@@ -9,6 +9,9 @@
 #include "report.h"
 #include "text.h"
 
+#include <math.h>
+#include <pthread.h>
+#include <stdbool.h>
 #include <errno.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -211,6 +214,48 @@ static int list_policies(const cmp_options *o, kvc_params *params) {
 
 /* ---------------------------------------------------------------- the run */
 
+/* A policy whose logits are no numbers gives figures that are unknown; that is a failure, not a
+ * result. */
+static int check_finite(const cmp_job *job) {
+    int code = 0;
+    for (uint32_t k = 0; k < job->n_row; k++) {
+        const cmp_row *row = &job->row[k];
+        if (row->v[CMP_SCORED] > 0 && isnan(row->v[CMP_KLD_MEAN])) {
+            code = complain(
+                EXIT_FAILED,
+                "%s: its logits are not finite, so nothing can be said of its divergence: the "
+                "policy, or the model, is broken",
+                row->spec);
+        }
+    }
+    return code;
+}
+
+/* What policies log: warnings, and the rest with --verbose; each line once, since a policy is
+ * opened many times. */
+static void show_log(void *user, uint32_t level, const char *text) {
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static char seen[16][256];
+    static size_t n_seen;
+    const cmp_options *o = user;
+    if (level < KVC_LOG_WARN && !o->verbose) {
+        return;
+    }
+    pthread_mutex_lock(&lock);
+    bool known = false;
+    for (size_t i = 0; i < n_seen; i++) {
+        known |= strncmp(seen[i], text, sizeof seen[i] - 1) == 0;
+    }
+    if (!known) {
+        if (n_seen < sizeof seen / sizeof *seen) {
+            snprintf(seen[n_seen++], sizeof *seen, "%s", text);
+        }
+        cmp_progress_end();
+        fprintf(stderr, "kvcompare: %s: %s\n", level < KVC_LOG_WARN ? "note" : "warning", text);
+    }
+    pthread_mutex_unlock(&lock);
+}
+
 static int judge(const cmp_options *o, const cmp_job *job) {
     int code = 0;
     for (uint32_t i = 0; i < o->n_gate; i++) {
@@ -243,6 +288,7 @@ static int measure_and_report(const cmp_options *o, cmp_job *job, const kvc_mode
                          .level = kvc_cpu_level(),
                          .seed = o->seed};
     int code = write_report(o, &report);
+    code = code != 0 ? code : check_finite(job);
     return code != 0 ? code : judge(o, job);
 }
 
@@ -315,6 +361,7 @@ int main(int argc, char **argv) {
     } else if (kvc_params_create(&params) < 0) {
         complain(EXIT_FAILED, "out of memory");
     } else {
+        kvc_params_set_log(params, show_log, &options);
         code = run(&options, params);
     }
     kvc_params_destroy(params);

@@ -46,7 +46,7 @@ static const char doc[] =
 static const struct argp_option option[] = {
     {0, 0, 0, 0, "What is compared:", 1},
     {"model", 'm', "FILE", 0, "the model, a GGUF file", 0},
-    {"policy", 'p', "LIST", 0, "the policies; may be given again", 0},
+    {"policy", 'p', "LIST", 0, "the policies; may be given again (default full,quant8)", 0},
     {"baseline", KEY_BASELINE, "SPEC", 0, "what they are held against (default full:type=f32)", 0},
     {"list", KEY_LIST, "json", OPTION_ARG_OPTIONAL,
      "print all policies that are found, with their parameters, and end", 0},
@@ -63,6 +63,7 @@ static const struct argp_option option[] = {
     {"seed", KEY_SEED, "N", 0, "seed of policies that use random numbers (default 0)", 0},
     {"compute", KEY_COMPUTE, "f32|int8", 0,
      "of the divergence pass; speed is always measured in int8 (default f32)", 0},
+    {"verbose", 'v', 0, 0, "show what policies log, not only their warnings", 0},
     {0, 0, 0, 0, "Report:", 4},
     {"format", 'o', "table|json|csv|md", 0, "of the report (default table)", 0},
     {"output", KEY_OUTPUT, "FILE", 0, "write it there, whole or not at all", 0},
@@ -132,7 +133,7 @@ static void check(struct argp_state *state, cmp_options *o) {
         argp_error(state, "give a model with --model");
     }
     if (o->n_spec == 0) {
-        argp_error(state, "give policies with --policy; --list shows what there is");
+        add_specs(state, o, "full,quant8");
     }
     if (o->tokens >= o->ctx) {
         argp_error(state,
@@ -185,6 +186,9 @@ static error_t parse_option(int key, char *arg, struct argp_state *state) {
     switch (key) {
     case 'm':
         o->model = arg;
+        return 0;
+    case 'v':
+        o->verbose = 1;
         return 0;
     case 'p':
         add_specs(state, o, arg);

@@ -18,15 +18,17 @@
  * (kvc_params_error()). Nothing is kept per thread.
  *
  * **Threads.** A handle may be used from any thread, by one at a time; different handles at once. A
- * session in use answers KVC_E_BUSY. Only kvc_session_cancel() may be called at any time. Calls
- * that compute on one model wait for each other, since they share its threads.
+ * session in use answers KVC_E_BUSY (without a sentence: that place is the other call's). Only
+ * kvc_session_cancel() may be called at any time. Calls that compute on one model wait for each
+ * other, since they share its threads.
  *
  * **Ownership.** Who creates destroys; every destroy accepts NULL. A model lives until its last
  * session is closed. Strings that are returned belong to the handle and are valid until the next
  * call on it.
  *
  * **Reproducibility.** The logits of a token don't depend on the number of threads, on what else is
- * computed in the same call, or on how a prompt is cut into calls.
+ * computed in the same call, or on how a prompt is cut into calls (by kvc_session_prefill() or
+ * KVC_WANT_NONE: where logits are asked for, a prompt ends).
  */
 #ifndef KVC_KVC_H
 #define KVC_KVC_H
@@ -122,7 +124,7 @@ KVC_API int32_t kvc_params_add_policy(kvc_params *params,
                                       const kvc_policy *(*entry)(uint32_t host_abi,
                                                                  uint32_t index));
 /** What went wrong last with these params or a constructor that was given them; "" when nothing
- * did. */
+ * ever did. A success leaves it. */
 KVC_API const char *kvc_params_error(const kvc_params *params);
 
 /* ---------------------------------------------------------------- model */
@@ -245,8 +247,12 @@ typedef struct kvc_run {
  * @return KVC_OK, or the first run's status that is not: KVC_E_ARG, KVC_E_RANGE (token),
  * KVC_E_FULL, KVC_E_BUSY, KVC_E_CANCELLED, KVC_E_NOMEM, KVC_E_POLICY, KVC_E_DEAD */
 KVC_API int32_t kvc_decode(kvc_run *run, uint32_t n, uint32_t stride);
-/** The same for one session and the last token's logits. */
+/** The same for one session and the last token's logits. A token whose logits are asked for ends a
+ * prompt unless its predecessor's were too, and policies may give up entries there: to cut a prompt
+ * into several calls, use kvc_session_prefill() for all pieces but the last. */
 KVC_API int32_t kvc_session_decode(kvc_session *session, const int32_t *token, uint32_t n);
+/** The same without logits: pieces of a prompt that goes on. */
+KVC_API int32_t kvc_session_prefill(kvc_session *session, const int32_t *token, uint32_t n);
 /** Row i of the wanted logits of the last decode call, [n_vocab]; NULL when there is none. Valid
  * until the next decode, truncate or close of the session. */
 KVC_API const float *kvc_session_logits(const kvc_session *session, uint32_t i);

@@ -191,7 +191,7 @@ typedef struct kvc_host {
 
 /** Phases of a step. */
 enum {
-    KVC_PHASE_PROMPT = 0,     /**< tokens whose logits nobody asked for */
+    KVC_PHASE_PROMPT = 0,     /**< tokens of a prompt */
     KVC_PHASE_PROMPT_END = 1, /**< as PROMPT; the last token ends the prompt */
     KVC_PHASE_DECODE = 2      /**< the last token continues generated text */
 };
@@ -228,7 +228,7 @@ typedef struct kvc_rows {
     uint32_t k_stride; /**< floats */
     uint32_t v_stride; /**< floats */
     uint32_t q_stride; /**< floats */
-    uint32_t pad;      /**< 0 */
+    uint32_t phase; /**< KVC_PHASE_… of all these rows; PROMPT_END: the last one ends the prompt */
 } kvc_rows;
 
 /** Positions [first, end). */
@@ -249,7 +249,8 @@ typedef struct kvc_page {
 /* ---------------------------------------------------------------- what the policy answers */
 
 /** A page format of the policy's own. encode() is [worker]; move() is [decode]; the others are
- * [pure]. The result for a query never depends on n_q. Rows beyond the page's n hold finite floats
+ * [pure]. The result for a query never depends on n_q, which is at most
+ * the larger of 96 and the query heads of a KV head. Rows beyond the page's n hold finite floats
  * of no meaning; so may rows of a page that was moved about. */
 typedef struct kvc_codec {
     uint32_t struct_size; /**< sizeof in the policy */
@@ -264,10 +265,12 @@ typedef struct kvc_codec {
     int32_t (*decode)(void *self, const kvc_page *page, float *k, float *v);
     /** Scores: s[n_q, KVC_PAGE] = q[n_q, dim_k] · keys, q scaled by the engine. NULL: by decode. */
     int32_t (*score)(void *self, const kvc_page *page, const float *q, uint32_t n_q, float *s);
-    /** Mixes: acc[n_q, dim_v] += p[n_q, KVC_PAGE] · values, entries in ascending order. NULL: by
+    /** Mixes: acc[n_q, dim_v] += p[n_q, KVC_PAGE] · values, entries in ascending order; p is 0 for
+     * entries that a query doesn't see. NULL: by
      * decode. */
     int32_t (*mix)(void *self, const kvc_page *page, const float *p, uint32_t n_q, float *acc);
-    /** KVC_CODEC_MOVABLE: copies entry `from` of page src to entry `to` of page dst, exactly, so
+    /** KVC_CODEC_MOVABLE, without which lanes with evicted entries give back memory by whole
+     * pages only: copies entry `from` of page src to entry `to` of page dst, exactly, so
      * that a lane with evicted entries can be compacted. src and dst may be the same page, then to
      * <= from. */
     int32_t (*move)(void *self, uint32_t layer, void *dst, uint32_t to, const void *src,
@@ -286,8 +289,9 @@ typedef struct kvc_format {
     uint32_t type_k;      /**< KVC_TYPE_… of sealed keys */
     uint32_t type_v;      /**< KVC_TYPE_… of sealed values */
     uint32_t open_type;   /**< KVC_TYPE_… of open pages, keys and values */
-    uint32_t hadamard_k; /**< 1: keys and queries are rotated by a Walsh-Hadamard matrix before they
-                            are stored */
+    uint32_t
+        hadamard_k; /**< 1: keys and queries are rotated by a Walsh-Hadamard matrix before they are
+                         stored, in blocks of the largest power of two that divides the dim */
     uint32_t hadamard_v; /**< 1: values are, and the output is rotated back */
 } kvc_format;
 
@@ -316,12 +320,12 @@ enum {
 
 /** What the engine observes for the policy. */
 enum {
-    KVC_OBSERVE_MASS =
-        1u << 0, /**< column KVC_COLUMN_MASS: the sum of attention probabilities of each entry */
-    KVC_OBSERVE_MASS_LAST =
-        1u << 1, /**< column KVC_COLUMN_MASS_LAST: those of the latest query alone */
-    KVC_OBSERVE_QUERIES = 1u << 2, /**< append() gets q */
-    KVC_OBSERVE_K_RAW = 1u << 3    /**< append() gets k_raw */
+    KVC_OBSERVE_MASS = 1u << 0, /**< column KVC_COLUMN_MASS: the sum of attention probabilities of
+                                   each entry, over queries and the query heads of the lane */
+    KVC_OBSERVE_MASS_LAST = 1u << 1, /**< column KVC_COLUMN_MASS_LAST: those of the latest query
+                                        alone, over the query heads of the lane */
+    KVC_OBSERVE_QUERIES = 1u << 2,   /**< append() gets q */
+    KVC_OBSERVE_K_RAW = 1u << 3      /**< append() gets k_raw */
 };
 
 /** Which positions queries and keys are compared at. */
@@ -387,9 +391,10 @@ typedef struct kvc_policy_api {
      * query and isn't seen by it is never seen by a later one. The query's own position is always
      * visible, said or not. Entries that no later query can see are freed by the store. */
     uint32_t (*visible)(void *self, uint32_t layer, int32_t pos, kvc_range *out, uint32_t cap);
-    /** [decode] A batch is about to be computed. May lower *from (the first position to compute, on
-     * entry step->pos): the store forgets what lies at and above it and the engine computes it
-     * again. Called once per call, not for what it caused to be computed again. */
+    /** [decode] A call is about to be computed: step holds all its tokens, those that are
+     * computed again included, and its phase is the last one's. May lower *from (the first position
+     * to compute, on entry step->pos): the store forgets what lies at and above it and the engine
+     * computes it again. Called once per call, not for what it caused to be computed again. */
     int32_t (*begin)(void *self, const kvc_step *step, int32_t *from);
     /** [worker] An observer: rows are about to be appended to a lane; k and v rounded to the open
      * type, queries and raw keys if asked for. All rows lie in one page and end at or before a
@@ -490,14 +495,14 @@ typedef struct kvc_host_store {
     /** Writes it. Values move with their entries. */
     int32_t (*set)(void *ctx, uint32_t layer, uint32_t head, uint32_t col, uint32_t first,
                    uint32_t n, const float *in);
-    /** Evicts all entries of a lane but the n given by ascending number. head KVC_ALL: the same
-     * numbers in every head of the layer. */
+    /** Evicts all entries of a lane but the n given by ascending number, the open page's too. head
+     * KVC_ALL: the same numbers in every head of the layer. */
     int32_t (*keep)(void *ctx, uint32_t layer, uint32_t head, const uint32_t *index, uint32_t n);
     /** Evicts the entries at positions [first, end). head may be KVC_ALL. */
     int32_t (*drop)(void *ctx, uint32_t layer, uint32_t head, int32_t first, int32_t end);
-    /** Takes memory for a page while it runs: not for every token. Decodes live entries [first,
-     * first + n) into k[n, dim_k] and v[n, dim_v], as stored (after a Hadamard rotation); either
-     * may be NULL. */
+    /** Decodes live entries [first, first + n) into k[n, dim_k] and v[n, dim_v]; either may be
+     * NULL. They are in the basis that append() sees: a Hadamard rotation of the format is taken
+     * back. Takes memory for a page while it runs: not for every token. */
     int32_t (*read)(void *ctx, uint32_t layer, uint32_t head, uint32_t first, uint32_t n, float *k,
                     float *v);
     /** Bytes that one sealed entry takes in that layer, both halves: page bytes / KVC_PAGE, rounded

@@ -54,7 +54,6 @@ usage() {
     grep -q 'Exit codes' "$tmp/out" || bad '--help says nothing about exit codes'
     code 0 --version
     code 2
-    code 2 -m "$model"
     code 2 --no-such-option
     code 2 -m "$model" -p full stray
     says stray
@@ -66,6 +65,8 @@ usage() {
     code 2 -m "$model" -p full,,none
     code 2 -m "$tmp/none.gguf" -p full
     says none.gguf
+    compare 0 --rounds 0 -o json
+    holds '[x["spec"] for x in p] == ["full", "quant8"]'
 }
 
 listing() {
