@@ -2,7 +2,7 @@
  * os.c: what differs between operating systems, here Linux: read-only maps of files, reserved
  * address space, the clock, how many cores there are. The one place besides cpu.c with platform
  * conditions. It must not know what is in a file or who uses the space. */
-#define _GNU_SOURCE /* dladdr, sched_getaffinity, MAP_ANONYMOUS, madvise */
+#define _GNU_SOURCE /* dladdr, O_TMPFILE, sched_getaffinity, MAP_ANONYMOUS, madvise */
 #include "os.h"
 
 #include <dlfcn.h>
@@ -19,6 +19,24 @@
 #include <unistd.h>
 
 /* ---------------------------------------------------------------- files */
+
+int kvc__unnamed_open(const char *path) {
+    char dir[4096];
+    const char *slash = strrchr(path, '/');
+    const int n = slash != NULL ? snprintf(dir, sizeof dir, "%.*s", (int)(slash - path) + 1, path)
+                                : snprintf(dir, sizeof dir, ".");
+    /* Without /proc the file could be written but never named. */
+    if (n < 0 || (size_t)n >= sizeof dir || access("/proc/self/fd", X_OK) != 0) {
+        return -1;
+    }
+    return open(dir, O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600);
+}
+
+int kvc__unnamed_link(int fd, const char *path) {
+    char self[64];
+    snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
+    return linkat(AT_FDCWD, self, AT_FDCWD, path, AT_SYMLINK_FOLLOW);
+}
 
 static int32_t fail_errno(kvc__err *err, const char *what, const char *path) {
     int code = errno;

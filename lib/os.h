@@ -21,6 +21,12 @@ int32_t kvc__map_file(const char *path, kvc__map *out, kvc__err *err);
 /** Unmaps; a zeroed map is legal. */
 void kvc__unmap(kvc__map *map);
 
+/** Opens a file without a name for writing in the directory of path, which vanishes with its
+ * descriptor; -1 where the system can't. */
+int kvc__unnamed_open(const char *path);
+/** Gives an unnamed file its name, which must be free: 0, or -1 with errno. */
+int kvc__unnamed_link(int fd, const char *path);
+
 /** Reserves size bytes of zeroed address space that take memory only when touched; NULL when
  * refused. */
 void *kvc__reserve(size_t size);

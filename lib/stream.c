@@ -3,6 +3,8 @@
  * short. */
 #include "stream.h"
 
+#include "os.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -32,17 +34,37 @@ static int32_t begin(kvc__mem *mem, size_t cap, kvc__stream *s, kvc__err *err) {
     return KVC_OK;
 }
 
+/* Room for the second path: a dot, two numbers in hexadecimal, the NUL. */
+#define TEMP_EXTRA (2 + 2 * 16 + 1)
+
 /* Copies of the path and of the temporary one, in one block. */
 static int32_t set_path(kvc__stream *s, const char *path) {
-    const size_t n = strlen(path) + 1, extra = sizeof ".XXXXXX";
-    s->path_bytes = 2 * n + extra;
+    const size_t n = strlen(path) + 1;
+    s->path_bytes = 2 * n + TEMP_EXTRA;
     s->path = kvc__alloc(s->mem, s->path_bytes);
     if (s->path == NULL) {
         return kvc__fail(s->err, KVC_E_NOMEM, "no memory for a path");
     }
     memcpy(s->path, path, n);
-    s->temp = s->path + n;
-    snprintf(s->temp, n + extra, "%s.XXXXXX", path);
+    return KVC_OK;
+}
+
+/* Opens what is to become the file: without a name where the system can, so that nothing is left
+ * behind whatever happens to the process; else under a name beside it. */
+static int32_t open_temp(kvc__stream *s) {
+    const size_t n = strlen(s->path) + 1;
+    char *temp = s->path + n;
+    snprintf(temp, n + TEMP_EXTRA, "%s.%llx%llx", s->path, (unsigned long long)getpid(),
+             (unsigned long long)kvc__clock_ns());
+    s->fd = kvc__unnamed_open(s->path);
+    s->unnamed = s->fd >= 0;
+    if (s->fd < 0) {
+        s->fd = open(temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    }
+    if (s->fd < 0) {
+        return io_failed(s, "can't write a file beside it");
+    }
+    s->temp = temp;
     return KVC_OK;
 }
 
@@ -50,11 +72,7 @@ int32_t kvc__stream_create(kvc__mem *mem, const char *path, kvc__stream *out, kv
     KVC_TRY(begin(mem, BUFFER, out, err));
     int32_t rc = set_path(out, path);
     if (rc == KVC_OK) {
-        out->fd = mkstemp(out->temp);
-        if (out->fd < 0) {
-            rc = io_failed(out, "can't write a file beside it");
-            out->temp = NULL;
-        }
+        rc = open_temp(out);
     }
     if (rc < 0) {
         kvc__stream_close(out);
@@ -66,7 +84,6 @@ int32_t kvc__stream_open(kvc__mem *mem, const char *path, kvc__stream *out, kvc_
     struct stat st;
     KVC_TRY(begin(mem, BUFFER, out, err));
     int32_t rc = set_path(out, path);
-    out->temp = NULL;
     if (rc == KVC_OK) {
         out->fd = open(path, O_RDONLY | O_CLOEXEC);
         if (out->fd < 0) {
@@ -146,6 +163,11 @@ int32_t kvc__stream_commit(kvc__stream *s) {
     if (fsync(s->fd) != 0) {
         return io_failed(s, "can't be written");
     }
+    if (s->unnamed && kvc__unnamed_link(s->fd, s->temp) != 0) {
+        s->temp = NULL;
+        return io_failed(s, "can't be given its name");
+    }
+    s->unnamed = false;
     const int fd = s->fd;
     s->fd = -1;
     if (close(fd) != 0) {
@@ -220,7 +242,7 @@ void kvc__stream_close(kvc__stream *s) {
     if (s->fd >= 0) {
         (void)close(s->fd);
     }
-    if (s->temp != NULL) {
+    if (s->temp != NULL && !s->unnamed) {
         (void)unlink(s->temp);
     }
     (void)XXH3_freeState(s->hash);

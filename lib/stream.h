@@ -7,6 +7,7 @@
 #include "err.h"
 #include "mem.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -19,7 +20,8 @@ typedef struct kvc__stream {
     size_t n, at, cap; /* bytes in buf, the next to read, its size */
     uint64_t left;     /* reading: bytes of the file not yet in buf */
     void *hash;        /* XXH3 of all that went through */
-    char *path, *temp; /* the file, and where it is written first */
+    char *path, *temp; /* the file, and the name it has first */
+    bool unnamed;      /* it has no name yet */
     size_t path_bytes;
 } kvc__stream;
 
