@@ -1,0 +1,283 @@
+/* SPDX-License-Identifier: MIT
+ * make_seeds.c: writes the seeds that are made by code: model files of every class of damage (the
+ * file's name says which), sessions saved with every stack, and first inputs of the other targets.
+ * Run as `make_seeds DIR`, where DIR holds one directory per target. Sessions in a corpus must be
+ * made anew when the format of saved sessions changes. */
+#include "fuzz.h"
+#include "tiny.h"
+
+#include <sys/stat.h>
+
+static const char *root;
+
+static void save(const char *target, const char *name, const void *p, size_t n) {
+    char path[512];
+    snprintf(path, sizeof path, "%s/%s", root, target);
+    (void)mkdir(path, 0777);
+    snprintf(path, sizeof path, "%s/%s/%s", root, target, name);
+    FILE *f = fopen(path, "wb");
+    fuzz_check(f != NULL && fwrite(p, 1, n, f) == n && fclose(f) == 0, "a seed is written", path);
+}
+
+/* ---------------------------------------------------------------- models */
+
+/* The least that opens: one layer, four tokens. */
+static const tiny_shape least = {.n_layer = 1,
+                                 .n_embd = 4,
+                                 .n_head = 1,
+                                 .n_head_kv = 1,
+                                 .head_dim = 4,
+                                 .n_ff = 4,
+                                 .n_ctx = 64,
+                                 .n_vocab = 4,
+                                 .pre = "smollm"};
+
+/* The place in b of text, which must be there. */
+static size_t find(const bytes *b, const char *text) {
+    const size_t n = strlen(text);
+    for (size_t i = 0; i + n <= b->n; i++) {
+        if (memcmp(b->p + i, text, n) == 0) {
+            return i;
+        }
+    }
+    fuzz_check(false, "the model has", text);
+    return 0;
+}
+
+/* One number of the least model changed: width bytes, `skip` behind `text`; text "" counts from
+ * the beginning. */
+struct damage {
+    const char *name, *text;
+    size_t skip, width;
+    uint64_t value;
+};
+
+static const struct damage damages[] = {
+    {"magic", "", 0, 4, 0x47475546},
+    {"version-1", "", 4, 4, 1},
+    {"version-other-byte-order", "", 4, 4, 0x03000000},
+    {"tensor-count-huge", "", 8, 8, UINT64_MAX / 48 + 1},
+    {"tensor-count-negative", "", 8, 8, UINT64_MAX},
+    {"tensor-count-wraps", "", 8, 8, (uint64_t)1 << 61},
+    {"tensor-count-zero", "", 8, 8, 0},
+    {"key-count-huge", "", 16, 8, UINT64_MAX / 40 + 1},
+    {"key-count-negative", "", 16, 8, UINT64_MAX},
+    {"key-count-wraps", "", 16, 8, (uint64_t)1 << 60},
+    {"key-length-huge", "", 24, 8, UINT64_MAX - 7},
+    {"key-length-past-end", "", 24, 8, 1 << 20},
+    {"value-type-unknown", "general.architecture", 0, 4, 99},
+    {"value-type-array", "general.architecture", 0, 4, 9},
+    {"string-length-huge", "general.architecture", 4, 8, UINT64_MAX},
+    {"string-length-wraps", "general.architecture", 4, 8, UINT64_MAX - 31},
+    {"string-length-past-end", "general.architecture", 4, 8, 100000},
+    {"array-element-type-array", "tokenizer.ggml.tokens", 4, 4, 9},
+    {"array-element-type-number", "tokenizer.ggml.tokens", 4, 4, 4},
+    {"array-element-type-unknown", "tokenizer.ggml.token_type", 4, 4, 77},
+    {"array-count-huge", "tokenizer.ggml.tokens", 8, 8, (uint64_t)1 << 63},
+    {"array-count-wraps", "tokenizer.ggml.token_type", 8, 8, UINT64_MAX / 4 + 2},
+    {"array-count-other-than-tokens", "tokenizer.ggml.token_type", 8, 8, 3},
+    {"token-type-unknown", "tokenizer.ggml.token_type", 16, 4, 200},
+    {"token-text-length-negative", "tokenizer.ggml.tokens", 16, 8, (uint64_t)-13},
+    {"tokens-none", "tokenizer.ggml.tokens", 8, 8, 0},
+    {"token-id-outside", "tokenizer.ggml.bos_token_id", 4, 4, 1000},
+    {"merge-without-space", "h e", 1, 1, 'x'},
+    {"layers-zero", "llama.block_count", 4, 4, 0},
+    {"layers-huge", "llama.block_count", 4, 4, UINT32_MAX},
+    {"heads-zero", "llama.attention.head_count", 4, 4, 0},
+    {"heads-huge", "llama.attention.head_count", 4, 4, UINT32_MAX},
+    {"kv-heads-do-not-divide", "llama.attention.head_count_kv", 4, 4, 3},
+    {"context-huge", "llama.context_length", 4, 4, UINT32_MAX},
+    {"width-wraps", "llama.embedding_length", 4, 4, 1u << 31},
+    {"epsilon-not-a-number", "layer_norm_rms_epsilon", 4, 4, 0x7fc00000},
+    {"dims-count-huge", "token_embd.weight", 0, 4, 1000},
+    {"dims-count-zero", "token_embd.weight", 0, 4, 0},
+    {"dims-product-wraps", "token_embd.weight", 4, 8, (uint64_t)1 << 62},
+    {"dims-negative", "token_embd.weight", 12, 8, UINT64_MAX},
+    {"dims-zero", "token_embd.weight", 12, 8, 0},
+    {"dims-past-data", "token_embd.weight", 12, 8, 1 << 16},
+    {"tensor-type-unknown", "token_embd.weight", 20, 4, 1234},
+    {"tensor-type-block-does-not-divide", "token_embd.weight", 20, 4, KVC__T_Q4_1},
+    {"offset-not-aligned", "token_embd.weight", 24, 8, 3},
+    {"offset-past-end", "token_embd.weight", 24, 8, 1 << 20},
+    {"offset-wraps", "token_embd.weight", 24, 8, UINT64_MAX - 31},
+    {"offset-overlaps", "output_norm.weight", 16, 8, 0},
+};
+
+static void make_damaged(void) {
+    for (size_t i = 0; i < sizeof damages / sizeof *damages; i++) {
+        const struct damage *d = &damages[i];
+        bytes b = {0};
+        tiny_put_model(&b, &least);
+        size_t at = find(&b, d->text) + strlen(d->text) + d->skip;
+        at -= strcmp(d->text, "h e") == 0 ? strlen(d->text) : 0;
+        memcpy(b.p + at, &d->value, d->width);
+        save("fuzz_gguf", d->name, b.p, b.n);
+        bytes_free(&b);
+    }
+}
+
+/* A file of keys alone, with one more key. */
+static void make_with_key(const char *name, const char *key, uint32_t type, double value,
+                          bool twice) {
+    bytes b = {0};
+    put_header(&b, 3, 0, twice ? 2 : 1);
+    for (int i = 0; i < (twice ? 2 : 1); i++) {
+        put_key(&b, key, type);
+        put_number(&b, type, value);
+    }
+    put_padding(&b, 32);
+    save("fuzz_gguf", name, b.p, b.n);
+    bytes_free(&b);
+}
+
+static void make_models(void) {
+    bytes b = {0};
+    tiny_put_model(&b, &least);
+    save("fuzz_gguf", "valid-least", b.p, b.n);
+    save("fuzz_gguf", "cut-in-data", b.p, b.n - 100);
+    save("fuzz_gguf", "cut-in-header", b.p, 200);
+    save("fuzz_gguf", "cut-in-magic", b.p, 3);
+    memcpy(b.p + find(&b, "blk.0.attn_k"), "blk.0.attn_v", 12);
+    save("fuzz_gguf", "tensor-name-twice", b.p, b.n);
+    bytes_free(&b);
+    make_with_key("key-twice", "general.x", KVC__GGUF_U32, 1, true);
+    make_with_key("alignment-zero", "general.alignment", KVC__GGUF_U32, 0, false);
+    make_with_key("alignment-no-power", "general.alignment", KVC__GGUF_U32, 24, false);
+    make_with_key("alignment-huge", "general.alignment", KVC__GGUF_U32, 2147483648.0, false);
+    make_with_key("alignment-no-number", "general.alignment", KVC__GGUF_BOOL, 1, false);
+    make_with_key("split-count", "split.count", KVC__GGUF_U16, 3, false);
+    make_damaged();
+}
+
+/* ---------------------------------------------------------------- sessions */
+
+static void feed(kvc_session *s, int32_t first, uint32_t n) {
+    int32_t token[TINY_CTX];
+    for (uint32_t i = 0; i < n; i++) {
+        token[i] = (first + (int32_t)i * 29) % TINY_VOCAB;
+    }
+    fuzz_check(kvc_session_decode(s, token, n) == KVC_OK, "decode", kvc_session_error(s));
+}
+
+/* The file that a session is saved to, behind a byte of choices. */
+static void save_session(kvc_session *s, const char *name) {
+    static uint8_t data[1 << 20] = {0};
+    fuzz_check(kvc_session_save(s, tiny_path()) == KVC_OK, "save", kvc_session_error(s));
+    FILE *f = fopen(tiny_path(), "rb");
+    fuzz_check(f != NULL, "what was saved opens", tiny_path());
+    const size_t n = fread(data + 1, 1, sizeof data - 1, f);
+    fclose(f);
+    save("fuzz_session", name, data, n + 1);
+}
+
+static void make_session(const char *name, const char *spec, uint32_t n) {
+    kvc_session *s = tiny_session(tiny_model(16), spec, 256, KVC_COMPUTE_F32);
+    if (n > 0) {
+        feed(s, 3, n);
+        feed(s, 9, 1);
+    }
+    save_session(s, name);
+    kvc_session_close(s);
+}
+
+static void make_sessions(void) {
+    make_session("empty", "", 0);
+    make_session("full-open", "full", 5);
+    make_session("full-sealed", "full", 70);
+    make_session("full-boundary", "full", 63);
+    make_session("window-quant8", "window:size=16:sinks=2+quant8", 135);
+    make_session("mass", "t_mass:budget=10", 70);
+    make_session("mass-quant8", "t_mass:budget=40+quant8", 130);
+    make_session("pages", "t_pages:pages=1", 67);
+    make_session("none", "none", 9);
+    kvc_session *s = tiny_session(tiny_model(16), "full", 256, KVC_COMPUTE_INT8);
+    feed(s, 1, 100);
+    fuzz_check(kvc_session_truncate(s, 66) == KVC_OK, "truncate", kvc_session_error(s));
+    save_session(s, "full-gone-back");
+    kvc_session_close(s);
+}
+
+/* ---------------------------------------------------------------- the others */
+
+static const char *const spec_seeds[] = {
+    "0window:size=1024:sinks=4+quant8",
+    "0fuzzed:size=-100:wide=9223372036854775807:rate=1e-3:on=off:colour=blue:bytes=4KiB:text=x",
+    "0a:size=2K:bytes=1GiB+b:on=yes+c:rate=-1.5e308",
+    "0a:wide=-9223372036854775808:rate=inf",
+    "0./my.so:rate=nan",
+    "0a:colour=gren",
+    "0a:size=1:size=2",
+    "0a::b",
+    "0+",
+    "0a+b+c+d+e+f+g+h+i",
+    "1window:size=20:sinks=2+quant8:hadamard=off",
+    "1full:type=bf16",
+    "1none+t_mass:budget=3",
+    "1quant8+full",
+    "1windw:size=1",
+};
+
+static const char *const vocab_seeds[] = {
+    "\x10hello the 1234 world",
+    "\x11<|im_start|>user\nhello<|im_end|><user>",
+    "\x13  \t\n caf\xc3\xa9 \xf0\x9f\x98\x80 <|im_en",
+    "\x14"
+    "don't 00000   x",
+    "\x14"
+    "\xed\x9f\xbf\xee\x80\x80\xc2\x80",
+    "\x10\xc0\x80",
+    "\x10\xed\xa0\x80",
+    "\x10\xf4\x90\x80\x80",
+    "\x90"
+    "any ids \xff\x80",
+};
+
+/* Operations one after another, each with its bytes: a prompt, steps, then each other kind. */
+static void make_ops(void) {
+    static const uint8_t ops[] = {0,  1,  9,   70, 0,  1, 5, 0,  3,  1, 5, 2, 1, 5, 5,
+                                  1,  4,  66,  0,  3,  3, 8, 90, 4,  7, 3, 6, 3, 1, 2,
+                                  80, 16, 129, 4,  30, 7, 1, 4,  65, 0, 0, 1, 1, 60};
+    uint8_t data[1 + sizeof ops];
+    char name[32];
+    memcpy(data + 1, ops, sizeof ops);
+    for (uint32_t i = 0; i < 2 * tiny_n_stack; i++) {
+        data[0] = (uint8_t)i;
+        snprintf(name, sizeof name, "stack-%02u", (unsigned)i);
+        save("fuzz_ops", name, data, sizeof data);
+    }
+}
+
+static void make_codecs(void) {
+    uint8_t data[80] = {0};
+    char name[32];
+    uint64_t state = 5;
+    for (uint32_t i = 0; i < 16; i++) {
+        const uint8_t head[] = {(uint8_t)i, (uint8_t)(i * 5), (uint8_t)(32 - i)};
+        memcpy(data, head, sizeof head);
+        for (size_t j = 3; j < sizeof data; j++) {
+            data[j] = i < 8 ? (uint8_t)next_random(&state) : (uint8_t)(0x7f + j % 3 * 0x40);
+        }
+        snprintf(name, sizeof name, "format-%02u", (unsigned)i);
+        save("fuzz_codec", name, data, sizeof data);
+    }
+}
+
+int main(int argc, char **argv) {
+    char name[32];
+    fuzz_check(argc == 2, "usage", "make_seeds DIR");
+    root = argv[1];
+    (void)mkdir(root, 0777);
+    make_models();
+    make_sessions();
+    for (size_t i = 0; i < sizeof spec_seeds / sizeof *spec_seeds; i++) {
+        snprintf(name, sizeof name, "spec-%02u", (unsigned)i);
+        save("fuzz_spec", name, spec_seeds[i], strlen(spec_seeds[i]));
+    }
+    for (size_t i = 0; i < sizeof vocab_seeds / sizeof *vocab_seeds; i++) {
+        snprintf(name, sizeof name, "text-%02u", (unsigned)i);
+        save("fuzz_vocab", name, vocab_seeds[i], strlen(vocab_seeds[i]));
+    }
+    make_ops();
+    make_codecs();
+    return 0;
+}
