@@ -97,11 +97,16 @@ static int32_t checked(int32_t rc) {
     return rc == KVC_OK || rc == KVC_E_NOMEM ? rc : KVC_E_POLICY;
 }
 
+/* Whether a layer's sealed pages have the bytes of open ones. */
+static bool is_open_layout(const kvc__codec *c, const kvc__page_shape *s) {
+    return c->self == c && s->type_k == s->open_type && s->type_v == s->open_type;
+}
+
 int32_t kvc__codec_encode(const kvc__codec *c, uint32_t layer, uint32_t head, uint32_t n,
                           const int32_t *pos, const void *open_k, const void *open_v, void *dst,
                           kvc__codec_scratch *scratch) {
     const kvc__page_shape *s = &c->shape[layer];
-    if (c->self == c && s->type_k == s->open_type && s->type_v == s->open_type) {
+    if (is_open_layout(c, s)) {
         /* The open page has the sealed layout already; the general way gives the same bytes. */
         memcpy(dst, open_k, s->open_k_bytes);
         memcpy((uint8_t *)dst + plain_v(s), open_v, s->open_v_bytes);
@@ -147,6 +152,22 @@ int32_t kvc__codec_mix(const kvc__codec *c, const kvc_page *page, const float *p
     KVC_TRY(kvc__codec_decode(c, page, scratch));
     c->kern->mix(KVC_TYPE_F32, scratch->v, c->shape[page->layer].dim_v, p, KVC_PAGE, n_q, acc);
     return KVC_OK;
+}
+
+bool kvc__codec_reopens(const kvc__codec *c, uint32_t n_layer) {
+    for (uint32_t i = 0; i < n_layer; i++) {
+        if (!is_open_layout(c, &c->shape[i])) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void kvc__codec_reopen(const kvc__codec *c, uint32_t layer, const void *bytes, void *open_k,
+                       void *open_v) {
+    const kvc__page_shape *s = &c->shape[layer];
+    memcpy(open_k, bytes, s->open_k_bytes);
+    memcpy(open_v, (const uint8_t *)bytes + plain_v(s), s->open_v_bytes);
 }
 
 bool kvc__codec_movable(const kvc__codec *c) {

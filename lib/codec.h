@@ -65,6 +65,12 @@ int32_t kvc__codec_score(const kvc__codec *c, const kvc_page *page, const float 
 /** acc[n_q][dim_v] += p[n_q][64] × values. */
 int32_t kvc__codec_mix(const kvc__codec *c, const kvc_page *page, const float *p, uint32_t n_q,
                        float *acc, kvc__codec_scratch *scratch);
+/** True when a sealed page of every layer holds the very bytes of the open one: plain floats of the
+ * open type. Then a page can be opened again. */
+bool kvc__codec_reopens(const kvc__codec *c, uint32_t n_layer);
+/** Copies a sealed page back into an open one's halves; only if kvc__codec_reopens(). */
+void kvc__codec_reopen(const kvc__codec *c, uint32_t layer, const void *bytes, void *open_k,
+                       void *open_v);
 /** True when entries can be moved. */
 bool kvc__codec_movable(const kvc__codec *c);
 /** Moves entry `from` of src to entry `to` of dst. */

@@ -444,6 +444,16 @@ int32_t kvc__store_settle(kvc__store *s, uint32_t layer) {
 
 /* ---------------------------------------------------------------- going back */
 
+/* Whether the sealed pages around pos can be opened again, so that no row before it is lost. */
+static bool reopens(const kvc__store *s, int32_t pos) {
+    const uint32_t page = (uint32_t)pos / KVC_PAGE;
+    bool held = kvc__codec_reopens(&s->stack->codec, s->n_layer);
+    for (uint32_t i = 0; i < s->n_lane && held; i++) {
+        held = page < s->lane[i].n_page && s->lane[i].page[page].slot != KVC__NO_SLOT;
+    }
+    return held;
+}
+
 int32_t kvc__store_rewind(const kvc__store *s, int32_t pos) {
     const kvc__lane *l = &s->lane[0];
     const int32_t end = l->open_n > 0 ? l->open_pos0 + (int32_t)l->open_n : -1;
@@ -451,7 +461,7 @@ int32_t kvc__store_rewind(const kvc__store *s, int32_t pos) {
         /* Masses and evictions of later tokens can't be taken back: only the present is left. */
         return pos == end ? pos : 0;
     }
-    if (l->open_n == 0 || pos < l->open_pos0) {
+    if ((l->open_n == 0 || pos < l->open_pos0) && !reopens(s, pos)) {
         pos -= pos % (int32_t)KVC_PAGE;
     }
     for (uint32_t i = 0; i < s->n_layer && s->stack->visible != NULL && pos > 0; i++) {
@@ -474,7 +484,19 @@ int32_t kvc__store_rewind(const kvc__store *s, int32_t pos) {
     return pos;
 }
 
-/* Cuts one lane at pos: a page boundary, or a row of the open page. */
+/* Opens a lane's last sealed page again, with the rows below pos. */
+static void reopen(kvc__store *s, uint32_t layer, kvc__lane *l, int32_t pos) {
+    kvc__ref *r = &l->page[l->n_page - 1];
+    kvc__codec_reopen(&s->stack->codec, layer, kvc__store_page(s, layer, r), l->open_k, l->open_v);
+    l->open_pos0 = r->pos0;
+    l->open_n = (uint32_t)(pos - r->pos0);
+    l->open_live = r->live & bits_below(l->open_n);
+    ref_free(s, layer, l, r);
+    l->n_live += popcount(l->open_live);
+    l->n_page--;
+}
+
+/* Cuts one lane at pos: a page boundary, a row of the open page, or one of a page that reopens. */
 static void lane_truncate(kvc__store *s, uint32_t layer, kvc__lane *l, int32_t pos) {
     if (l->open_n > 0 && pos > l->open_pos0) {
         const uint32_t keep = (uint32_t)(pos - l->open_pos0);
@@ -492,6 +514,9 @@ static void lane_truncate(kvc__store *s, uint32_t layer, kvc__lane *l, int32_t p
     while (l->n_page > 0 && (pos == 0 || l->page[l->n_page - 1].pos0 >= pos)) {
         ref_free(s, layer, l, &l->page[l->n_page - 1]);
         l->n_page--;
+    }
+    if (l->n_page > 0 && l->page[l->n_page - 1].pos0 + (int32_t)l->page[l->n_page - 1].n > pos) {
+        reopen(s, layer, l, pos);
     }
 }
 

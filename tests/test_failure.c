@@ -209,12 +209,12 @@ START_TEST(truncate_without_memory) {
         atomic_store(&h.left, n);
         const int32_t rc = kvc_session_truncate(s, 100);
         atomic_store(&h.left, -1);
-        ck_assert_int_eq(spy.last_truncate, 64);
+        ck_assert_int_eq(spy.last_truncate, 100);
         if (n == 0) {
             ck_assert_int_eq(rc, KVC_E_POLICY);
-            has(kvc_session_error(s), "policy 'spy' failed in truncate (position 64)");
+            has(kvc_session_error(s), "policy 'spy' failed in truncate (position 100)");
             ck_assert_int_eq(kvc_session_decode(s, tokens, 1), KVC_E_DEAD);
-            has(kvc_session_error(s), "policy 'spy' failed in truncate (position 64)");
+            has(kvc_session_error(s), "policy 'spy' failed in truncate (position 100)");
         } else {
             ck_assert_int_eq(rc, KVC_OK);
             goes_on(s, 230, want, "after truncation");

@@ -506,13 +506,16 @@ START_TEST(replayed_tokens_are_counted) {
         uint32_t to, replayed;
     } cases[] = {{"", 195, 0},
                  {"", 192, 0},
-                 {"", 100, 36},
+                 {"", 100, 0},
+                 {"quant8", 100, 36},
+                 {"full:type=bf16", 191, 0},
                  {"", 64, 0},
                  {"", 0, 0},
                  {"window:size=100", 195, 0},
-                 {"window:size=100", 191, 63},
-                 {"window:size=10:sinks=0", 130, 2},
-                 {"window:size=10:sinks=0", 100, 100},
+                 {"window:size=100", 191, 0},
+                 {"window:size=100+quant8", 191, 63},
+                 {"window:size=10:sinks=0", 130, 0},
+                 {"window:size=10:sinks=0", 60, 60},
                  {"t_mass:budget=70", 195, 195},
                  {"t_pages", 195, 0},
                  {"t_pages", 100, 36}};
@@ -594,7 +597,7 @@ int main(void) {
     tcase_add_loop_test(tc, bytes_of_formats, 0, 9);
     tcase_add_loop_test(tc, window_is_flat_in_context, 0, 4);
     tcase_add_loop_test(tc, none_keeps_nothing, 0, 2);
-    tcase_add_loop_test(tc, replayed_tokens_are_counted, 0, 12);
+    tcase_add_loop_test(tc, replayed_tokens_are_counted, 0, 15);
     tcase_add_test(tc, stages_are_counted);
     return run_suite(suite);
 }

@@ -331,12 +331,25 @@ static bool holds(const lane *y, int32_t pos) {
     return false;
 }
 
+/* Whether the page of pos is held everywhere in the open type, so that it can be opened again. */
+static bool reopens(world *w, int32_t pos) {
+    bool yes = pos < w->end;
+    for (uint32_t i = 0; i < N_LAYER; i++) {
+        yes &= w->shape[i].type_k == w->shape[i].open_type &&
+               w->shape[i].type_v == w->shape[i].open_type;
+    }
+    for (uint32_t l = 0; l < N_LANE; l++) {
+        yes &= holds(&w->lane[l], pos - pos % (int32_t)KVC_PAGE);
+    }
+    return yes;
+}
+
 /* What rewind() must answer. */
 static int32_t rewind_expected(world *w, int32_t pos) {
     if (w->store.n_column > 0 || w->evicted) {
         return pos == w->end && n_open(w) > 0 ? pos : 0;
     }
-    if (n_open(w) == 0 || pos < w->end - (int32_t)n_open(w)) {
+    if ((n_open(w) == 0 || pos < w->end - (int32_t)n_open(w)) && !reopens(w, pos)) {
         pos -= pos % (int32_t)KVC_PAGE;
     }
     for (uint32_t l = 0; w->stack.visible != NULL && l < N_LANE; l++) {
