@@ -230,9 +230,19 @@ static void save_for_ever(kvc_session *a, kvc_session *b) {
 
 START_TEST(killed_at_any_moment) {
     kvc_session *a = session_of("quant8", 70), *b = session_of("quant8", 200);
-    ck_assert_int_eq(kvc_session_save(a, path), KVC_OK);
     uint32_t seen[2] = {0, 0};
     uint64_t x = 42;
+    struct timespec from, to;
+    clock_gettime(CLOCK_MONOTONIC, &from);
+    for (int i = 0; i < 5; i++) {
+        ck_assert_int_eq(kvc_session_save(b, path), KVC_OK);
+        ck_assert_int_eq(kvc_session_save(a, path), KVC_OK);
+    }
+    clock_gettime(CLOCK_MONOTONIC, &to);
+    /* The moments lie within some saves of each, however slow this machine is. */
+    const uint64_t five = (uint64_t)(to.tv_sec - from.tv_sec) * 1000000000u + (uint64_t)to.tv_nsec -
+                          (uint64_t)from.tv_nsec;
+    const uint64_t range = five + 2000000u;
     for (int i = 0; i < 200; i++) {
         x ^= x << 13, x ^= x >> 7, x ^= x << 17;
         const pid_t child = fork();
@@ -240,8 +250,10 @@ START_TEST(killed_at_any_moment) {
         if (child == 0) {
             save_for_ever(a, b);
         }
-        const struct timespec moment = {.tv_nsec = (long)(x % 8000000)};
-        nanosleep(&moment, NULL);
+        const uint64_t moment = x % range;
+        const struct timespec pause = {(time_t)(moment / 1000000000u),
+                                       (long)(moment % 1000000000u)};
+        nanosleep(&pause, NULL);
         ck_assert_int_eq(kill(child, SIGKILL), 0);
         ck_assert_int_eq(waitpid(child, NULL, 0), child);
         const uint32_t n = tokens_at_path();
