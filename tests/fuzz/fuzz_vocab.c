@@ -92,7 +92,7 @@ static void there_and_back(const kvc__vocab *v, const uint8_t *p, size_t n, uint
         rc = kvc__vocab_detokenize(v, token + skip, n_token - skip, flags & KVC_TEXT_SPECIAL, back,
                                    n + 64, &n_back, &err);
         fuzz_check(rc == KVC_OK && n_back == n && (n == 0 || memcmp(back, p, n) == 0),
-                   "text comes back", text);
+                   "text comes back", "");
     }
     free(token);
     free(back);

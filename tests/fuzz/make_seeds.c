@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * make_seeds.c: writes the seeds that are made by code: model files of every class of damage (the
- * file's name says which), sessions saved with every stack, and first inputs of the other targets.
+ * file's name says which), sessions, good ones and damaged, and first inputs of the other targets.
  * Run as `make_seeds DIR`, where DIR holds one directory per target. Sessions in a corpus must be
  * made anew when the format of saved sessions changes. */
 #include "fuzz.h"
@@ -134,8 +134,8 @@ static void make_models(void) {
     bytes b = {0};
     tiny_put_model(&b, &least);
     save("fuzz_gguf", "valid-least", b.p, b.n);
-    save("fuzz_gguf", "cut-in-data", b.p, b.n - 100);
-    save("fuzz_gguf", "cut-in-header", b.p, 200);
+    save("fuzz_gguf", "cut-in-data", b.p, b.n - 20);
+    save("fuzz_gguf", "cut-in-header", b.p, 700);
     save("fuzz_gguf", "cut-in-magic", b.p, 3);
     memcpy(b.p + find(&b, "blk.0.attn_k"), "blk.0.attn_v", 12);
     save("fuzz_gguf", "tensor-name-twice", b.p, b.n);
@@ -159,42 +159,124 @@ static void feed(kvc_session *s, int32_t first, uint32_t n) {
     fuzz_check(kvc_session_decode(s, token, n) == KVC_OK, "decode", kvc_session_error(s));
 }
 
-/* The file that a session is saved to, behind a byte of choices. */
-static void save_session(kvc_session *s, const char *name) {
-    static uint8_t data[1 << 20] = {0};
+/* The file that a session is saved to, behind a byte of choices. Returns the length of both. */
+static uint8_t data[1 << 20];
+
+static size_t save_session(kvc_session *s, const char *name) {
+    data[0] = 0;
     fuzz_check(kvc_session_save(s, tiny_path()) == KVC_OK, "save", kvc_session_error(s));
     FILE *f = fopen(tiny_path(), "rb");
     fuzz_check(f != NULL, "what was saved opens", tiny_path());
     const size_t n = fread(data + 1, 1, sizeof data - 1, f);
     fclose(f);
     save("fuzz_session", name, data, n + 1);
+    return n + 1;
 }
 
-static void make_session(const char *name, const char *spec, uint32_t n) {
-    kvc_session *s = tiny_session(tiny_model(16), spec, 256, KVC_COMPUTE_F32);
+static size_t make_session(const char *name, const char *spec, uint32_t n) {
+    kvc_session *s = tiny_session(tiny_model(16), spec, 192, KVC_COMPUTE_F32);
     if (n > 0) {
         feed(s, 3, n);
         feed(s, 9, 1);
     }
-    save_session(s, name);
+    const size_t size = save_session(s, name);
     kvc_session_close(s);
+    return size;
+}
+
+/* One number of a saved session changed. It stands `skip` behind the texts of the head, or, with
+ * `store`, behind the tokens' flags. */
+static const struct session_damage {
+    const char *name;
+    bool store;
+    uint32_t skip, width;
+    uint64_t value;
+} session_damages[] = {
+    {"compute-unknown", false, 0, 4, 9},
+    {"context-zero", false, 4, 4, 0},
+    {"context-less-than-tokens", false, 4, 4, 8},
+    {"context-huge", false, 4, 4, UINT32_MAX},
+    {"layers-other", false, 8, 4, 3},
+    {"columns-other", false, 12, 4, 1000},
+    {"tokens-huge", false, 16, 4, UINT32_MAX},
+    {"valid-more-than-tokens", false, 20, 4, 10},
+    {"valid-huge", false, 20, 4, UINT32_MAX},
+    {"page-bytes-huge", false, 40, 8, UINT64_MAX},
+    {"evicted-unknown", true, 0, 4, 2},
+    {"lane-pages-huge", true, 4, 4, UINT32_MAX},
+    {"lane-pages-none", true, 4, 4, 0},
+    {"open-rows-too-many", true, 8, 4, 65},
+    {"open-position-negative", true, 12, 4, UINT32_MAX},
+    {"open-live-beyond-rows", true, 16, 8, UINT64_MAX},
+    {"live-without-page", true, 24 + 20, 4, 0},
+    {"page-position-negative", true, 24 + 8, 4, 0x80000000},
+    {"page-position-past-end", true, 24 + 8, 4, 64},
+    {"page-entries-none", true, 24 + 12, 4, 0},
+    {"page-entries-too-many", true, 24 + 12, 4, 65},
+    {"page-moved-unknown", true, 24 + 16, 4, 7},
+    {"page-moved", true, 24 + 16, 4, 1},
+};
+
+/* The first byte behind a head's texts, in data. */
+static size_t behind_texts(void) {
+    size_t at = 1 + 16;
+    for (int i = 0; i < 3; i++) {
+        uint32_t n;
+        memcpy(&n, data + at, sizeof n);
+        at += sizeof n + n;
+    }
+    return at;
+}
+
+static void make_damaged_sessions(void) {
+    for (size_t i = 0; i < sizeof session_damages / sizeof *session_damages; i++) {
+        const struct session_damage *d = &session_damages[i];
+        const size_t n = d->store ? make_session(d->name, "t_mass:budget=10+quant8", 63)
+                                  : make_session(d->name, "none", 8);
+        const size_t head = 6 * 4 + tiny_default.n_layer * 24 + 8;
+        const size_t at = behind_texts() + (d->store ? head + 64 * 5 : 0) + d->skip;
+        memcpy(data + at, &d->value, d->width);
+        save("fuzz_session", d->name, data, n);
+    }
+}
+
+/* More pages in a lane than its table has room for: none of them held, one entry each. */
+static void make_many_pages(void) {
+    enum { N_PAGE = 12, COLUMNS = 2 * 64 * 4 };
+    (void)make_session("lane-pages-many", "t_mass:budget=10+quant8", 63);
+    const size_t head = 6 * 4 + tiny_default.n_layer * 24 + 8;
+    const size_t at = behind_texts() + head + 64 * 5;
+    const uint32_t lane[] = {1, N_PAGE, 0, 0, 0, 0}; /* evicted first */
+    bytes b = {0};
+    put(&b, data, at);
+    put(&b, lane, sizeof lane);
+    for (uint32_t i = 0; i < N_PAGE; i++) {
+        const uint32_t page[] = {0, 0, i * 5, 1, 0, 0};
+        put(&b, page, sizeof page);
+        put_zeros(&b, COLUMNS);
+    }
+    put_zeros(&b, COLUMNS + 8);
+    save("fuzz_session", "lane-pages-many", b.p, b.n);
+    bytes_free(&b);
 }
 
 static void make_sessions(void) {
-    make_session("empty", "", 0);
-    make_session("full-open", "full", 5);
-    make_session("full-sealed", "full", 70);
-    make_session("full-boundary", "full", 63);
-    make_session("window-quant8", "window:size=16:sinks=2+quant8", 135);
-    make_session("mass", "t_mass:budget=10", 70);
-    make_session("mass-quant8", "t_mass:budget=40+quant8", 130);
-    make_session("pages", "t_pages:pages=1", 67);
-    make_session("none", "none", 9);
+    (void)make_session("empty", "", 0);
+    (void)make_session("full-open", "full", 5);
+    (void)make_session("full-sealed", "full", 70);
+    (void)make_session("full-boundary", "full", 63);
+    (void)make_session("window-quant8", "window:size=16:sinks=2+quant8", 135);
+    (void)make_session("mass", "t_mass:budget=10", 70);
+    (void)make_session("mass-quant8", "t_mass:budget=10+quant8", 63);
+    (void)make_session("pages", "t_pages:pages=1", 67);
+    (void)make_session("none", "none", 9);
     kvc_session *s = tiny_session(tiny_model(16), "full", 256, KVC_COMPUTE_INT8);
     feed(s, 1, 100);
     fuzz_check(kvc_session_truncate(s, 66) == KVC_OK, "truncate", kvc_session_error(s));
-    save_session(s, "full-gone-back");
+    (void)save_session(s, "full-gone-back");
     kvc_session_close(s);
+    make_damaged_sessions();
+    make_many_pages();
 }
 
 /* ---------------------------------------------------------------- the others */
@@ -204,6 +286,7 @@ static const char *const spec_seeds[] = {
     "0fuzzed:size=-100:wide=9223372036854775807:rate=1e-3:on=off:colour=blue:bytes=4KiB:text=x",
     "0a:size=2K:bytes=1GiB+b:on=yes+c:rate=-1.5e308",
     "0a:wide=-9223372036854775808:rate=inf",
+    "0a:rate=0.1234567890123:size=1",
     "0./my.so:rate=nan",
     "0a:colour=gren",
     "0a:size=1:size=2",
@@ -232,33 +315,59 @@ static const char *const vocab_seeds[] = {
     "any ids \xff\x80",
 };
 
-/* Operations one after another, each with its bytes: a prompt, steps, then each other kind. */
+/* Every kind of operation, some on the second and third session; fuzz_ops.c says what each byte
+ * means. */
+static const uint8_t ops[] = {
+    0,  1,    9, 70,         /* a prompt of 71 tokens */
+    0,  1,    5, 0,          /* a step */
+    5,  1,                   /* a copy of it */
+    19, 1,    7, 40, 2,  3,  /* both go on, */
+    66,                      /* each its own way */
+    0,  4,    3, 99,         /* far enough to evict and to compact */
+    20, 80,   0,             /* the copy goes back inside a page, */
+    16, 1,    2, 4,          /* and on */
+    5,  2,                   /* another copy */
+    36, 10,   0,             /* that begins nearly anew, */
+    32, 0x81, 6, 30,         /* with a prompt said to end */
+    6,  3,    0, 8,  60,     /* a call is cancelled */
+    6,  0,                   /* one is refused */
+    7,  1,                   /* saved and loaded */
+    0,  2,    8, 90,         /* and on */
+    7,  0,    0, 1,  1,  63, /* a new one, of a page exactly */
+};
+
 static void make_ops(void) {
-    static const uint8_t ops[] = {0,  1,  9,   70, 0,  1, 5, 0,  3,  1, 5, 2, 1, 5, 5,
-                                  1,  4,  66,  0,  3,  3, 8, 90, 4,  7, 3, 6, 3, 1, 2,
-                                  80, 16, 129, 4,  30, 7, 1, 4,  65, 0, 0, 1, 1, 60};
-    uint8_t data[1 + sizeof ops];
+    uint8_t in[1 + sizeof ops];
     char name[32];
-    memcpy(data + 1, ops, sizeof ops);
+    memcpy(in + 1, ops, sizeof ops);
     for (uint32_t i = 0; i < 2 * tiny_n_stack; i++) {
-        data[0] = (uint8_t)i;
+        in[0] = (uint8_t)i;
         snprintf(name, sizeof name, "stack-%02u", (unsigned)i);
-        save("fuzz_ops", name, data, sizeof data);
+        save("fuzz_ops", name, in, sizeof in);
+    }
+    for (uint32_t i = 0; i < tiny_n_stack; i++) {
+        in[0] = (uint8_t)i;
+        snprintf(name, sizeof name, "fork-%02u", (unsigned)i);
+        save("fuzz_ops", name, in, 11);
+        snprintf(name, sizeof name, "saved-%02u", (unsigned)i);
+        memcpy(in + 9, (const uint8_t[]){7, 1}, 2);
+        save("fuzz_ops", name, in, 11);
+        memcpy(in + 1, ops, sizeof ops);
     }
 }
 
 static void make_codecs(void) {
-    uint8_t data[80] = {0};
+    uint8_t in[80] = {0};
     char name[32];
     uint64_t state = 5;
     for (uint32_t i = 0; i < 16; i++) {
         const uint8_t head[] = {(uint8_t)i, (uint8_t)(i * 5), (uint8_t)(32 - i)};
-        memcpy(data, head, sizeof head);
-        for (size_t j = 3; j < sizeof data; j++) {
-            data[j] = i < 8 ? (uint8_t)next_random(&state) : (uint8_t)(0x7f + j % 3 * 0x40);
+        memcpy(in, head, sizeof head);
+        for (size_t j = 3; j < sizeof in; j++) {
+            in[j] = i < 8 ? (uint8_t)next_random(&state) : (uint8_t)(0x7f + j % 3 * 0x40);
         }
         snprintf(name, sizeof name, "format-%02u", (unsigned)i);
-        save("fuzz_codec", name, data, sizeof data);
+        save("fuzz_codec", name, in, sizeof in);
     }
 }
 
