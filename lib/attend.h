@@ -49,7 +49,6 @@ typedef struct kvc__attend_thread {
     float *s;   /* [max_row][256] scores of a range */
     float *tmp; /* [max_row][64] scores of a page */
     float *q;   /* [max_row][dim_k] queries at shifted positions */
-    float *out; /* [dim_v] */
     kvc__codec_scratch codec;
 } kvc__attend_thread;
 

@@ -16,7 +16,7 @@ struct product {
     const kvc__mat *w[3];
     float *out[3];
     uint32_t first[4]; /* first item of each matrix, and one past */
-    uint32_t n, chunk;
+    uint32_t chunk;
     bool quantised;
     const kvc__act *act;
     float *tile;
@@ -43,7 +43,6 @@ static void product_item(void *arg, uint32_t item, uint32_t thread) {
 static void multiply(kvc_model *m, const kvc__act *act, bool quantised, uint32_t n,
                      const kvc__mat *const *w, float *const *out) {
     struct product p = {.kern = m->kern,
-                        .n = n,
                         .quantised = quantised,
                         .act = act,
                         .tile = m->work->tile,
