@@ -11,7 +11,7 @@
  * hooks, or both;
  *  - **in what format** a full page of entries is held: plain floats, a rotation, or a codec of the
  * policy's own;
- *  - **where** a full page lives: a tier (reserved; not in this ABI yet).
+ *  - **where** a full page lives: a tier, which keeps pages anywhere and brings them back.
  *
  * Policies are stacked: `window+quant8` asks `window` which and `quant8` how. The engine merges the
  * plans and builds one store; stages never call each other. Every function but create() may be
@@ -29,12 +29,14 @@
  *
  * **Threads.** Each function has a tag. `[control]`: alone on the instance. `[decode]`: one at a
  * time on the instance, from any thread. `[worker]`: concurrently, but never twice at once for one
- * lane. `[pure]`: any number at once, also for one page; changes nothing. `[any]`: whenever.
+ * lane. `[pure]`: any number at once, also for one page; changes nothing. `[io]`: several at
+ * once, on threads of the engine's, never two for one page; may block. `[any]`: whenever.
  * Instances share nothing: a policy has no mutable globals.
  *
  * **Errors.** Functions return KVC_OK or a negative status of status.h and may give a sentence by
- * host->fail(). KVC_E_NOMEM undoes the step and the session lives; any other failure kills the
- * session's stack, which is then only destroyed. After a call that failed or was cancelled,
+ * host->fail(). KVC_E_NOMEM undoes the step and the session lives, as do KVC_E_IO and KVC_E_LOST
+ * from a tier, or handed on by another stage of its stack; any other failure kills the session's
+ * stack, which is then only destroyed. After a call that failed or was cancelled,
  * truncate() says where the session went back to, so append() may see positions again. A policy
  * never prints, exits, aborts, or unwinds through the host.
  *
@@ -182,8 +184,8 @@ typedef struct kvc_host {
     /** [decode] The stage's own random numbers, seeded by the session, so that runs repeat. Going
      * back to position 0 starts them again; a stage that draws them answers 0 to rewind(). */
     uint64_t (*rand_u64)(void *ctx);
-    /** [control] A table of optional services by id: KVC_HOST_STORE, KVC_HOST_MATH. NULL when
-     * unknown. */
+    /** [control] A table of optional services by id: KVC_HOST_STORE, KVC_HOST_MATH,
+     * KVC_HOST_FILE. NULL when unknown. */
     const void *(*extension)(void *ctx, const char *id);
 } kvc_host;
 
@@ -246,6 +248,72 @@ typedef struct kvc_page {
     const void *bytes;    /**< [page_bytes(layer)], 64-byte aligned; what encode() wrote */
 } kvc_page;
 
+/** Elements of a page that lie in a regular order, so that a tier can rearrange them before it
+ * compresses: element c of entry e begins at byte
+ * offset + c / run × run_stride + e × entry_stride + c % run × elem. */
+typedef struct kvc_field {
+    uint32_t struct_size;  /**< sizeof in whoever fills it */
+    uint32_t kind;         /**< KVC_FIELD_… */
+    uint32_t elem;         /**< bytes of an element: 1, 2, 4 or 8 */
+    uint32_t n;            /**< elements of an entry */
+    uint32_t run;          /**< of them that lie side by side; divides n */
+    uint32_t run_stride;   /**< bytes from one run of an entry to the next; unused when run is n */
+    uint32_t entry_stride; /**< bytes from one entry to the next */
+    uint32_t offset;       /**< first byte in the page */
+} kvc_field;
+
+/** What a field holds. */
+enum {
+    KVC_FIELD_FLOAT = 1, /**< floating point numbers */
+    KVC_FIELD_INT = 2    /**< integers of one scale per entry: neighbours along entries are alike */
+};
+
+#define KVC_MAX_FIELDS 8u /**< most fields of a page */
+
+/** How the pages of one layer look. */
+typedef struct kvc_page_layout {
+    uint32_t struct_size;   /**< sizeof in the host */
+    uint32_t n_head_kv;     /**< lanes of the layer */
+    size_t page_bytes;      /**< bytes of a page */
+    uint32_t n_field;       /**< fields that are known; bytes outside them are opaque */
+    uint32_t field_stride;  /**< bytes from one field[] element to the next */
+    const kvc_field *field; /**< [n_field] */
+} kvc_page_layout;
+
+/** What a tier will be given. Valid as long as the instance. */
+typedef struct kvc_layout {
+    uint32_t struct_size;         /**< sizeof in the host */
+    uint32_t n_layer;             /**< layers */
+    uint32_t n_call;              /**< most [io] calls at once */
+    uint32_t n_page;              /**< most pages of one call */
+    uint32_t layer_stride;        /**< bytes from one layer[] element to the next */
+    uint32_t pad;                 /**< 0 */
+    const kvc_page_layout *layer; /**< [n_layer] */
+} kvc_layout;
+
+/** The i-th layer's layout. */
+#define kvc_layout_layer(layout, i)                                                                \
+    ((const kvc_page_layout *)(const void *)((const char *)(layout)->layer +                       \
+                                             (size_t)(i) * (layout)->layer_stride))
+/** The i-th field of a page's layout. */
+#define kvc_layout_field(page_layout, i)                                                           \
+    ((const kvc_field *)(const void *)((const char *)(page_layout)->field +                        \
+                                       (size_t)(i) * (page_layout)->field_stride))
+
+/** A page on its way to or from a tier. The pages of one call are of one layer. */
+typedef struct kvc_tier_page {
+    uint32_t struct_size; /**< sizeof in the host */
+    uint32_t layer;       /**< of the lane */
+    uint32_t head;        /**< KV head of the lane */
+    int32_t status;       /**< out, when get() fails: KVC_E_LOST for each page that is lost */
+    void *bytes;          /**< [page_bytes], 64-byte aligned: put() reads it, get() fills it */
+    uint64_t key[2];      /**< the tier's own name for the page: put() sets it */
+} kvc_tier_page;
+
+/** The i-th page of a call. */
+#define kvc_tier_page_at(page, stride, i)                                                          \
+    ((kvc_tier_page *)(void *)((char *)(page) + (size_t)(i) * (stride)))
+
 /* ---------------------------------------------------------------- what the policy answers */
 
 /** A page format of the policy's own. encode() is [worker]; move() is [decode]; the others are
@@ -275,6 +343,9 @@ typedef struct kvc_codec {
      * <= from. */
     int32_t (*move)(void *self, uint32_t layer, void *dst, uint32_t to, const void *src,
                     uint32_t from);
+    /** [control] What is where in a page of that layer, for tiers: writes at most cap (at least
+     * KVC_MAX_FIELDS) fields and returns their number. NULL: pages are opaque. */
+    uint32_t (*fields)(void *self, uint32_t layer, kvc_field *out, uint32_t cap);
 } kvc_codec;
 
 /** Codec flags. */
@@ -282,6 +353,26 @@ enum {
     KVC_CODEC_MOVABLE =
         1u << 0 /**< entries of a page are independent of each other; move() is given */
 };
+
+/** Where sealed pages live that don't stay in memory. A stage with a tier answers nothing else and
+ * has no hooks; one instance serves a session and its forks, and lives until the last of them is
+ * closed, so it has no KVC_HOST_STORE. What get() brings back is what put() was given, to the last
+ * bit. Each page is put once and dropped once. */
+typedef struct kvc_tier {
+    uint32_t struct_size; /**< sizeof in the policy */
+    uint32_t pad;         /**< 0 */
+    /** [control] Called once, when all stages are made: what the pages look like. All memory that
+     * the tier will need is taken here, so that plan.hot_bytes can be kept. NULL: not needed. */
+    int32_t (*open)(void *self, const kvc_layout *layout);
+    /** [io] Keeps n pages, stride bytes apart, and sets their keys. On failure none is kept.
+     * KVC_E_IO undoes the step. */
+    int32_t (*put)(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride);
+    /** [io] Brings n pages back. KVC_E_LOST: some are gone for good, their status says which; the
+     * engine computes them again, once. KVC_E_IO: they may be there the next time. */
+    int32_t (*get)(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride);
+    /** [io] Gives n pages up. */
+    void (*drop)(void *self, const kvc_tier_page *page, uint32_t n, uint32_t stride);
+} kvc_tier;
 
 /** One layer's plain format. Zeros mean: not said (f16, no rotation). */
 typedef struct kvc_format {
@@ -304,7 +395,7 @@ typedef struct kvc_format {
 enum {
     KVC_ANSWERS_WHICH = 1u << 0,  /**< visible(), select(), or evictions */
     KVC_ANSWERS_FORMAT = 1u << 1, /**< the formats or the codec */
-    KVC_ANSWERS_WHERE = 1u << 2   /**< a tier (reserved) */
+    KVC_ANSWERS_WHERE = 1u << 2   /**< the tier; then nothing else */
 };
 
 /** Plan flags. */
@@ -350,6 +441,10 @@ typedef struct kvc_plan {
         format_stride;  /**< bytes from one format[] element to the next; use kvc_plan_format() */
     kvc_format *format; /**< the host's array, [n_layer] */
     const kvc_codec *codec; /**< a page format of the policy's own, or NULL; static */
+    const kvc_tier *tier;   /**< where pages live, or NULL; static */
+    uint64_t hot_bytes; /**< with a tier: most bytes that the cache may hold in memory, page tables
+                           and the stages' own included; 0: the least that is possible and
+                           8 MiB. The host refuses what is below the least */
 } kvc_plan;
 
 /** Bytes to or from a file or another instance. Either function returns KVC_OK or a negative
@@ -367,11 +462,12 @@ typedef struct kvc_stream {
 /** What a policy says of itself. The host counts bytes on its own and never prints this as memory.
  */
 typedef struct kvc_claims {
-    uint32_t struct_size; /**< sizeof in the host */
-    uint32_t pad;         /**< 0 */
-    uint64_t n_evicted;   /**< entries given up since create() */
-    uint64_t n_selected;  /**< pages left to be read by select() */
-    uint64_t n_skipped;   /**< pages taken out by select() */
+    uint32_t struct_size;  /**< sizeof in the host */
+    uint32_t pad;          /**< 0 */
+    uint64_t n_evicted;    /**< entries given up since create() */
+    uint64_t n_selected;   /**< pages left to be read by select() */
+    uint64_t n_skipped;    /**< pages taken out by select() */
+    uint64_t stored_bytes; /**< what the pages in a tier take there */
 } kvc_claims;
 
 /** The policy's functions. All but create() may be NULL. */
@@ -469,6 +565,7 @@ const kvc_policy *kvc_policy_entry(uint32_t host_abi, uint32_t index);
 
 #define KVC_HOST_STORE "kvc.host.store/1" /**< id of kvc_host_store */
 #define KVC_HOST_MATH  "kvc.host.math/1"  /**< id of kvc_host_math */
+#define KVC_HOST_FILE  "kvc.host.file/1"  /**< id of kvc_host_file */
 
 /** Columns that the engine fills; a policy's own are 0 to n_column - 1. */
 enum {
@@ -544,7 +641,43 @@ typedef struct kvc_host_math {
     /** Copies a packed value row. */
     void (*i8_move_v)(void *ctx, uint32_t dim, void *dst, uint32_t to, const void *src,
                       uint32_t from);
+    /** Fills the two fields (scales, elements) of packed keys that begin at byte `offset` of a
+     * page. */
+    void (*i8_fields_k)(void *ctx, uint32_t dim, uint32_t offset, kvc_field *out);
+    /** The same for packed values. */
+    void (*i8_fields_v)(void *ctx, uint32_t dim, uint32_t offset, kvc_field *out);
 } kvc_host_math;
+
+/** A scratch file of the host. Opaque. */
+typedef struct kvc_file kvc_file;
+
+#define KVC_FILE_ALIGN 512u /**< records begin at multiples of it */
+
+/** Scratch files: bytes that are too many for memory and that nobody needs when the session is
+ * closed. A file has no name, so it is gone with the process, however that ends; its room is taken
+ * in steps ahead of its records, so that a full disk is found before a record is half written; it
+ * is kept out of the system's page cache; and its size is counted as the stage's disk bytes. `ctx`
+ * is host->ctx. put(), get() and drop() are [any], but never two for one record at once. */
+typedef struct kvc_host_file {
+    uint32_t struct_size; /**< sizeof in the host */
+    uint32_t pad;         /**< 0 */
+    /** [control] Makes a file in dir, which exists; NULL or "": in the user's cache directory,
+     * which is made if need be. KVC_E_IO, KVC_E_NOT_FOUND, KVC_E_NOMEM; the sentence is recorded as
+     * by host->fail(). */
+    int32_t (*open)(void *ctx, const char *dir, kvc_file **out);
+    /** [control] Closes it; NULL is legal. */
+    void (*close)(void *ctx, kvc_file *file);
+    /** Writes a record of n bytes and sets *at to its place. Records of one group that are put one
+     * after the other lie one after the other where there is room, each from a multiple of
+     * KVC_FILE_ALIGN on, so several can be read at once. KVC_E_IO, KVC_E_NOMEM. */
+    int32_t (*put)(void *ctx, kvc_file *file, uint32_t group, const void *bytes, size_t n,
+                   uint64_t *at);
+    /** Reads n bytes at `at`: a record, or several with what lies between. KVC_E_IO, also when the
+     * file ends before. */
+    int32_t (*get)(void *ctx, kvc_file *file, uint64_t at, void *bytes, size_t n);
+    /** Gives a record's room back. */
+    void (*drop)(void *ctx, kvc_file *file, uint64_t at, size_t n);
+} kvc_host_file;
 
 #ifdef __cplusplus
 }
