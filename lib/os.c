@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -230,6 +231,20 @@ uint32_t kvc__n_core(void) {
 
 const char *kvc__env(const char *name) {
     return getauxval(AT_SECURE) ? NULL : getenv(name);
+}
+
+int kvc__thread_start(pthread_t *out, void *(*fn)(void *), void *arg) {
+    /* Blocked, these would end the process without a handler. */
+    static const int fault[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT};
+    sigset_t all, before;
+    sigfillset(&all);
+    for (size_t i = 0; i < sizeof fault / sizeof *fault; i++) {
+        sigdelset(&all, fault[i]);
+    }
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    const int failed = pthread_create(out, NULL, fn, arg);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return failed;
 }
 
 void kvc__pause(void) {

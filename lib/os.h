@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT
- * os.h: what differs between operating systems: files mapped read-only, reserved address space, the
- * clock. */
+ * os.h: what differs between operating systems: files mapped read-only, reserved address space,
+ * threads, the clock. */
 #ifndef KVC_OS_H
 #define KVC_OS_H
 
 #include "err.h"
 
+#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -54,6 +55,9 @@ uint32_t kvc__n_core(void);
 int kvc__beside_library(const char *name, char *out, size_t cap);
 /** An environment variable, NULL when unset or when the process runs with raised privileges. */
 const char *kvc__env(const char *name);
+/** Starts a thread with signals blocked, so that the program's handlers run on its own threads; but
+ * those that a fault raises. 0, or an errno. */
+int kvc__thread_start(pthread_t *out, void *(*fn)(void *), void *arg);
 /** Tells the core that this thread spins. */
 void kvc__pause(void);
 

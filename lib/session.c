@@ -43,6 +43,7 @@ static int32_t make_stack(kvc_session *s, const char *spec, const kvc__session_s
     kvc_shape shape;
     shape_init(s, layer, &shape);
     const kvc__stack_env env = {.mem = &s->mem,
+                                .family = &s->model->mem,
                                 .kern = s->model->kern,
                                 .pool = s->model->pool,
                                 .shape = &shape,
@@ -58,6 +59,10 @@ static int32_t make_stack(kvc_session *s, const char *spec, const kvc__session_s
 /* Everything but the stack: store, tokens, logits, and the model's scratch for a session like this.
  */
 static int32_t make_rest(kvc_session *s, const kvc_session *like, kvc__err *err) {
+    if (s->stack.tier != NULL && s->model->io == NULL) {
+        KVC_TRY(kvc__io_create(&s->model->mem, &s->model->io, err));
+    }
+    s->stack.io = s->model->io;
     KVC_TRY(kvc__store_create(&s->mem, &s->model->mem, &s->stack,
                               like != NULL ? &like->store : NULL, &s->store, err));
     s->stack.store = &s->store;
@@ -154,12 +159,6 @@ static int32_t go_back(kvc_session *s, uint32_t pos) {
     return kvc__stack_truncate(&s->stack, to, &s->err);
 }
 
-/* Statuses that undo a step; any other kills the stack. */
-static bool can_undo(int32_t status) {
-    return status == KVC_E_NOMEM || status == KVC_E_CANCELLED || status == KVC_E_IO ||
-           status == KVC_E_LOST;
-}
-
 static void kill_session(kvc_session *s, int32_t status) {
     s->dead = status;
     s->n_logits = 0;
@@ -189,6 +188,7 @@ static int32_t accept(kvc_session *s) {
     const kvc_run *r = s->run;
     s->n_old = s->n_token;
     s->n_logits = 0;
+    s->recovered = false;
     for (uint32_t i = 0; i < r->n_token; i++) {
         const bool last = i + 1 == r->n_token;
         const bool wanted = r->wants == KVC_WANT_ALL || (r->wants == KVC_WANT_LAST && last) ||
@@ -243,7 +243,7 @@ static void fail_run(kvc_session *s, int32_t status) {
     s->run->status = status;
     s->n_logits = 0;
     s->n_token = s->n_old;
-    if (!can_undo(status)) {
+    if (!kvc__stack_can_undo(status)) {
         kill_session(s, status);
         return;
     }
@@ -285,8 +285,37 @@ static void cut_part(kvc_session *s, uint32_t room, kvc__part *p, int32_t *want)
                      .err = &s->err};
 }
 
+/* Rows of logits that the run wants of tokens below n_valid. */
+static uint32_t wanted_below(const kvc_session *s) {
+    uint32_t n = 0;
+    for (uint32_t i = s->n_old; i < s->n_valid; i++) {
+        n += (s->flag[i] & KVC__TOKEN_WANTED) != 0;
+    }
+    return n;
+}
+
+/* A page that the tier has lost is computed again: the session goes back to where it begins, and
+ * the call goes on from there. Once a call: a page that is lost again may be lost for ever. */
+static bool recover(kvc_session *s) {
+    const uint32_t page = kvc__pager_take_lost(s->store.pager);
+    if (s->recovered || page == UINT32_MAX) {
+        return false;
+    }
+    s->recovered = true;
+    s->n_lost++;
+    const uint64_t pos = atomic_load(&s->store.evicted) != 0 ? 0 : (uint64_t)page * KVC_PAGE;
+    if (go_back(s, pos < s->n_valid ? (uint32_t)pos : s->n_valid) < 0) {
+        return false;
+    }
+    s->n_logits = wanted_below(s);
+    return true;
+}
+
 /* What a part's outcome means for its session. */
 static void settle_part(kvc_session *s, const kvc__part *p) {
+    if (p->status == KVC_E_LOST && s->store.pager != NULL && recover(s)) {
+        return;
+    }
     if (p->status < 0) {
         fail_run(s, p->status);
         return;
@@ -311,6 +340,9 @@ static void settle_part(kvc_session *s, const kvc__part *p) {
             if (rc < 0) {
                 rc = kvc__stack_blame(&s->stack, rc, "move", i, 0, p->pos0, &s->err);
             }
+        }
+        if (rc == KVC_E_LOST && s->store.pager != NULL && recover(s)) {
+            return;
         }
         if (rc < 0) {
             /* n_valid still is where the part began: its tick is to come again. */

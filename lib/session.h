@@ -36,7 +36,8 @@ struct kvc_session {
     /* of the decode call in progress */
     kvc_run *run;
     uint32_t n_old; /* tokens before the call */
-    uint64_t n_computed, n_replayed, compute_ns, attention_ns, policy_ns;
+    bool recovered; /* this call has computed a lost page again */
+    uint64_t n_lost, n_computed, n_replayed, compute_ns, attention_ns, policy_ns;
     kvc__err err;
 };
 

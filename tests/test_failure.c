@@ -303,7 +303,7 @@ START_TEST(plans_that_are_refused) {
         const char *word;
     } cases[] = {
         {"b_plan_answers_bits", KVC_E_POLICY, "question"},
-        {"b_plan_where", KVC_E_UNSUPPORTED, "tier"},
+        {"b_plan_where", KVC_E_POLICY, "tier"},
         {"b_plan_quantum", KVC_E_POLICY, "quantum"},
         {"b_plan_columns", KVC_E_POLICY, "columns"},
         {"b_plan_observe", KVC_E_POLICY, "flags"},
