@@ -28,8 +28,8 @@ int kvc__unnamed_open(const char *path);
 /** Gives an unnamed file its name, which must be free: 0, or -1 with errno. */
 int kvc__unnamed_link(int fd, const char *path);
 
-/** Opens a file without a name in the directory dir for reading and writing, which vanishes with its
- * descriptor and isn't read ahead: a descriptor, or -1 with errno. */
+/** Opens a file without a name in the directory dir for reading and writing, which vanishes with
+ * its descriptor and isn't read ahead: a descriptor, or -1 with errno. */
 int kvc__scratch_fd(const char *dir);
 /** Keeps a file that is being written out of the system's page cache: waits for the disk to have
  * what it was handed the last time, hands it what was written since, and forgets what it has. */

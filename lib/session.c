@@ -188,6 +188,7 @@ static int32_t accept(kvc_session *s) {
     const kvc_run *r = s->run;
     s->n_old = s->n_token;
     s->n_logits = 0;
+    s->n_mark = s->n_old;
     s->recovered = false;
     for (uint32_t i = 0; i < r->n_token; i++) {
         const bool last = i + 1 == r->n_token;
@@ -277,7 +278,7 @@ static void cut_part(kvc_session *s, uint32_t room, kvc__part *p, int32_t *want)
                      .flag = s->flag + s->n_valid,
                      .n = n,
                      .pos0 = (int32_t)s->n_valid,
-                     .new_pos = (int32_t)s->n_old,
+                     .new_pos = (int32_t)s->n_mark,
                      .last = n == left,
                      .cancel = &s->cancel,
                      .logits = s->logits,
@@ -320,7 +321,7 @@ static void settle_part(kvc_session *s, const kvc__part *p) {
         fail_run(s, p->status);
         return;
     }
-    const uint32_t old = s->n_valid < s->n_old ? s->n_old - s->n_valid : 0;
+    const uint32_t old = s->n_valid < s->n_mark ? s->n_mark - s->n_valid : 0;
     s->n_replayed += old < p->n ? old : p->n;
     s->n_computed += p->n;
     const bool prompt_end = (p->flag[p->n - 1] & KVC__TOKEN_ENDS) != 0;
@@ -351,6 +352,7 @@ static void settle_part(kvc_session *s, const kvc__part *p) {
         }
     }
     s->n_valid += p->n;
+    s->n_mark = s->n_valid > s->n_mark ? s->n_valid : s->n_mark;
 }
 
 /* One batch over all sessions that lack positions; false when there is none. */

@@ -358,8 +358,8 @@ static int32_t write_spec(kvc__stack *s, kvc__err *err) {
         if (j > 0) {
             s->spec[at++] = '+';
         }
-        at +=
-            kvc__spec_format(&s->stage[j]->policy.desc, s->stage[j]->value, s->spec + at, need - at);
+        at += kvc__spec_format(&s->stage[j]->policy.desc, s->stage[j]->value, s->spec + at,
+                               need - at);
     }
     return KVC_OK;
 }
@@ -792,7 +792,8 @@ static kvc__stage *blamed(const kvc__stack *s, const char *call) {
 
 int32_t kvc__stack_blame(const kvc__stack *s, int32_t code, const char *call, uint32_t layer,
                          uint32_t head, int32_t pos, kvc__err *err) {
-    kvc__stage *st = blamed(s, call);
+    const bool tier = s->tier != NULL && (code == KVC_E_IO || code == KVC_E_LOST);
+    kvc__stage *st = tier ? s->tier : blamed(s, call);
     const char *text = kvc_status_text(code);
     if ((strcmp(call, "score") == 0 && s->codec.api.score == NULL) ||
         (strcmp(call, "mix") == 0 && s->codec.api.mix == NULL)) {
