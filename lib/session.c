@@ -216,6 +216,49 @@ static int32_t accept(kvc_session *s) {
     return from < step.pos ? go_back(s, (uint32_t)from) : KVC_OK;
 }
 
+/* Begins to journal a step that can be taken back exactly: its tokens are of one page, nothing is
+ * computed again, and it ticks after its last token at most. */
+static void begin_journal(kvc_session *s) {
+    const uint32_t n = s->n_token - s->n_valid;
+    if (s->store.journal.ref == NULL || s->n_valid != s->n_old ||
+        (s->stack.flags & KVC_PLAN_TRANSIENT) != 0 ||
+        s->n_valid / KVC_PAGE != (s->n_token - 1) / KVC_PAGE) {
+        return;
+    }
+    for (uint32_t i = s->n_valid; i + 1 < s->n_valid + n; i++) {
+        if (kvc__stack_ticks(&s->stack, (int32_t)i, (s->flag[i] & KVC__TOKEN_ENDS) != 0)) {
+            return;
+        }
+    }
+    kvc__store_journal_begin(&s->store);
+}
+
+/* Accepts a journalled step. */
+static int32_t commit_journal(kvc_session *s) {
+    uint32_t layer = 0;
+    if (!s->store.journal.on) {
+        return KVC_OK;
+    }
+    const int32_t rc = kvc__store_journal_commit(&s->store, &layer);
+    return rc == KVC_OK ? rc
+                        : kvc__stack_blame(&s->stack, rc, "move", layer, 0, (int32_t)s->n_token - 1,
+                                           &s->err);
+}
+
+/* Takes a journalled step back, if the stages can follow. */
+static bool undo_journal(kvc_session *s) {
+    if (!s->store.journal.on) {
+        return false;
+    }
+    s->store.journal.on = false;
+    if (!kvc__stack_returns(&s->stack, (int32_t)s->n_old)) {
+        return false;
+    }
+    kvc__store_journal_undo(&s->store);
+    s->n_valid = s->n_old;
+    return true;
+}
+
 /* Room for the logits that the run wants. The only allocation of a call, and only when it wants
  * more than before. */
 static int32_t reserve_logits(kvc_session *s) {
@@ -249,6 +292,16 @@ static void fail_run(kvc_session *s, int32_t status) {
         return;
     }
     const kvc__err why = s->err;
+    if (undo_journal(s)) {
+        const int32_t failed = kvc__stack_truncate(&s->stack, (int32_t)s->n_old, &s->err);
+        if (failed < 0) {
+            kill_session(s, failed);
+            s->run->status = failed;
+        } else {
+            s->err = why;
+        }
+        return;
+    }
     uint32_t pos = s->n_valid < s->n_old ? s->n_valid : s->n_old;
     if ((s->stack.flags & KVC_PLAN_TRANSIENT) != 0) {
         pos = 0; /* pages go back after every call, good or bad */
@@ -304,6 +357,7 @@ static bool recover(kvc_session *s) {
     }
     s->recovered = true;
     s->n_lost++;
+    s->store.journal.on = false;
     const uint64_t pos = atomic_load(&s->store.evicted) != 0 ? 0 : (uint64_t)page * KVC_PAGE;
     if (go_back(s, pos < s->n_valid ? (uint32_t)pos : s->n_valid) < 0) {
         return false;
@@ -327,6 +381,12 @@ static void settle_part(kvc_session *s, const kvc__part *p) {
     const bool prompt_end = (p->flag[p->n - 1] & KVC__TOKEN_ENDS) != 0;
     if (s->stack.has_end != 0 &&
         kvc__stack_cuts(&s->stack, p->pos0 + (int32_t)p->n - 1, prompt_end)) {
+        /* What waits in the layers comes before what the end evicts. */
+        int32_t rc = commit_journal(s);
+        if (rc < 0) {
+            fail_run(s, rc);
+            return;
+        }
         const kvc_step step = {.struct_size = sizeof step,
                                .n = p->n,
                                .pos = p->pos0,
@@ -334,7 +394,7 @@ static void settle_part(kvc_session *s, const kvc__part *p) {
                                .replay = p->pos0 < p->new_pos,
                                .last = p->last,
                                .token = p->token};
-        int32_t rc = kvc__stack_end(&s->stack, &step, prompt_end, &s->err);
+        rc = kvc__stack_end(&s->stack, &step, prompt_end, &s->err);
         for (uint32_t i = 0;
              rc == KVC_OK && (s->stack.flags & KVC_PLAN_EVICTS) != 0 && i < s->stack.n_layer; i++) {
             rc = kvc__store_settle(&s->store, i);
@@ -380,6 +440,11 @@ static bool run_batch(kvc_session *const *s, uint32_t n) {
 
 /* The end of a good call. */
 static void finish_run(kvc_session *s) {
+    const int32_t committed = commit_journal(s);
+    if (committed < 0) {
+        fail_run(s, committed);
+        return;
+    }
     kvc__store_note_peak(&s->store);
     if ((s->stack.flags & KVC_PLAN_TRANSIENT) != 0) {
         int32_t rc = go_back(s, 0);
@@ -407,6 +472,8 @@ void kvc__session_decode(kvc_session *const *s, uint32_t n) {
         }
         if (rc < 0) {
             fail_run(s[i], rc);
+        } else {
+            begin_journal(s[i]);
         }
     }
     while (run_batch(s, n)) {

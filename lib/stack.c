@@ -595,6 +595,19 @@ int32_t kvc__stack_rewind(kvc__stack *s, int32_t pos, int32_t *out, kvc__err *er
     return KVC_OK;
 }
 
+bool kvc__stack_returns(kvc__stack *s, int32_t pos) {
+    bool all = true;
+    for (uint32_t j = 0; j < s->n_stage; j++) {
+        kvc__stage *st = s->stage[j];
+        if (st->policy.api.rewind != NULL) {
+            all &= st->policy.api.rewind(st->self, pos) == pos;
+        } else {
+            all &= (st->plan.flags & KVC_PLAN_STATE) == 0;
+        }
+    }
+    return all;
+}
+
 int32_t kvc__stack_truncate(kvc__stack *s, int32_t pos, kvc__err *err) {
     for (uint32_t j = 0; j < s->n_stage; j++) {
         kvc__stage *st = s->stage[j];

@@ -127,6 +127,9 @@ int32_t kvc__stack_page_end(kvc__stack *s, const kvc_step *step, uint32_t layer,
 int32_t kvc__stack_end(kvc__stack *s, const kvc_step *step, bool prompt_end, kvc__err *err);
 int32_t kvc__stack_rewind(kvc__stack *s, int32_t pos, int32_t *out, kvc__err *err);
 int32_t kvc__stack_truncate(kvc__stack *s, int32_t pos, kvc__err *err);
+/** True when every stage is as it was at pos once the store is: it has no state of its own, or says
+ * that it can return there. */
+bool kvc__stack_returns(kvc__stack *s, int32_t pos);
 
 /** The ranges of positions that the query at pos of that layer sees, the layer's own window and the
  * query's own position included: at most KVC_MAX_RANGES + 1 of them, ascending, disjoint,

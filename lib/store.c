@@ -158,6 +158,9 @@ static int32_t store_build(kvc__store *s, kvc__mem *family, const kvc__store *li
         KVC_TRY(reserve_n((size_t)s->n_lane * per, sizeof(int32_t), &s->pos_reserved, &p, err));
         s->pos = p;
     }
+    if (s->column != NULL || s->pos != NULL) {
+        KVC_TRY(kvc__store_journal_create(s, err));
+    }
     return stack->tier != NULL ? kvc__store_tier_create(s, err) : KVC_OK;
 }
 
@@ -184,6 +187,9 @@ void kvc__store_destroy(kvc__store *s) {
         }
         kvc__store_tier_destroy(s);
         kvc__arena_leave(s->arena);
+    }
+    if (s->mem != NULL) {
+        kvc__store_journal_destroy(s);
     }
     kvc__release(s->column, s->column_reserved);
     kvc__release(s->pos, s->pos_reserved);
@@ -255,6 +261,10 @@ static void ref_free(kvc__store *s, uint32_t layer, kvc__lane *l, kvc__ref *r) {
     r->live = 0;
     s->n_moved -= r->moved;
     r->moved = 0;
+}
+
+void kvc__store_free_page(kvc__store *s, uint32_t layer, kvc__lane *l, uint32_t i) {
+    ref_free(s, layer, l, &l->page[i]);
 }
 
 /* ---------------------------------------------------------------- growing */
@@ -353,6 +363,10 @@ static bool page_seen(const kvc__store *s, uint32_t lane, uint32_t i, int32_t fl
 int32_t kvc__store_free_unseen(kvc__store *s, uint32_t layer, int32_t floor) {
     kvc_range range[KVC_MAX_RANGES + 1];
     uint32_t n = 0;
+    if (s->journal.on) {
+        s->journal.layer[layer].floor = floor;
+        return KVC_OK;
+    }
     KVC_TRY(kvc__stack_visible(s->stack, layer, floor, range, &n));
     for (uint32_t j = s->lane0[layer]; j < s->lane0[layer + 1]; j++) {
         kvc__lane *l = &s->lane[j];
@@ -488,6 +502,10 @@ static int32_t compact(kvc__store *s, uint32_t layer, uint32_t lane) {
 }
 
 int32_t kvc__store_settle(kvc__store *s, uint32_t layer) {
+    if (s->journal.on) {
+        s->journal.layer[layer].settle = true;
+        return KVC_OK;
+    }
     const bool movable = kvc__codec_movable(&s->stack->codec);
     for (uint32_t j = s->lane0[layer]; j < s->lane0[layer + 1]; j++) {
         kvc__lane *l = &s->lane[j];
@@ -631,6 +649,11 @@ void kvc__store_count(const kvc__store *s, kvc__store_bytes *out) {
                 s->n_lane * sizeof(kvc__lane) + pages * kvc__arena_slot_bytes(s->arena) +
                 s->n_moved * KVC_PAGE * sizeof(int32_t);
     out->column = (pages + s->n_lane) * s->n_column * KVC_PAGE * sizeof(float);
+    if (s->journal.ref != NULL) {
+        out->meta += (uint64_t)s->n_lane * (s->cap_page * sizeof(kvc__ref) + sizeof(kvc__lane)) +
+                     s->n_layer * sizeof(kvc__journal_layer);
+        out->column *= 2;
+    }
     out->buffer = s->pager_bytes;
 }
 

@@ -45,6 +45,22 @@ typedef struct kvc__lane {
     uint32_t leaves; /* 1: the page that is being sealed goes to the tier */
 } kvc__lane;
 
+/** What waits in a layer until a step is accepted. */
+typedef struct kvc__journal_layer {
+    bool settle;
+    int32_t floor; /* of kvc__store_free_unseen(), or -1 */
+} kvc__journal_layer;
+
+/** What a step changes that computing can't bring back (store_journal.c). */
+typedef struct kvc__journal {
+    bool on;
+    int evicted;
+    kvc__lane *lane;           /* [n_lane] */
+    kvc__ref *ref;             /* [n_lane][cap_page] */
+    kvc__journal_layer *layer; /* [n_layer] */
+    float *column;             /* reserved, as the store's; or NULL */
+} kvc__journal;
+
 typedef struct kvc__store {
     kvc__mem *mem;
     kvc__stack *stack;
@@ -62,6 +78,7 @@ typedef struct kvc__store {
     atomic_int evicted; /* 1: an entry was given up that no replay of a part can bring back */
     uint64_t sealed_bytes, n_sealed, n_moved; /* of pages in memory */
     uint64_t peak;
+    kvc__journal journal; /* when entries are evicted or have columns; else zeroed */
     /* with a tier */
     kvc__pager *pager;
     size_t pager_bytes;
@@ -123,6 +140,19 @@ int32_t kvc__store_settle(kvc__store *s, uint32_t layer);
 int32_t kvc__store_rewind(const kvc__store *s, int32_t pos);
 /** Goes back to pos, an answer of kvc__store_rewind(); 0 empties it. */
 void kvc__store_truncate(kvc__store *s, int32_t pos);
+
+/** Copies what a step is going to change; only when journal.ref isn't NULL. The step adds rows of
+ * one page and ticks after the last of them at most. Until it is committed or undone, settling and
+ * freeing wait. */
+void kvc__store_journal_begin(kvc__store *s);
+/** Accepts the step: what waits is done, as if it had not waited. *layer: where it failed. */
+int32_t kvc__store_journal_commit(kvc__store *s, uint32_t *layer);
+/** Takes the step back. */
+void kvc__store_journal_undo(kvc__store *s);
+int32_t kvc__store_journal_create(kvc__store *s, kvc__err *err);
+void kvc__store_journal_destroy(kvc__store *s);
+/** Frees page i of a lane, unless it is freed. */
+void kvc__store_free_page(kvc__store *s, uint32_t layer, kvc__lane *l, uint32_t i);
 
 /** Live entries of a lane: number, and what kvc_host_store offers. The caller checked layer and
  * head. */

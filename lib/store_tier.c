@@ -38,7 +38,11 @@ static uint64_t fixed_bytes(const kvc__store *s) {
     kvc__stack_bytes(s->stack, &memory, &disk);
     n += pages * (sizeof(kvc__ref) + kvc__arena_slot_bytes(s->arena)) + memory;
     n += s->pos != NULL ? pages * KVC_PAGE * sizeof(int32_t) : 0;
-    n += (pages + s->n_lane) * s->n_column * KVC_PAGE * sizeof(float);
+    n += (pages + s->n_lane) * s->n_column * KVC_PAGE * sizeof(float) * 2;
+    if (s->journal.ref != NULL) {
+        n += pages * sizeof(kvc__ref) + s->n_lane * sizeof(kvc__lane) +
+             s->n_layer * sizeof(kvc__journal_layer);
+    }
     return n + 2 * (uint64_t)s->n_layer * sizeof(uint32_t);
 }
 
