@@ -231,27 +231,31 @@ int32_t kvc_session_get_stats(const kvc_session *session, kvc_session_stats *out
     uint64_t memory, disk;
     kvc__store_count(&session->store, &b);
     kvc__stack_bytes(&session->stack, &memory, &disk);
-    const uint64_t now = b.sealed + b.open + b.meta + b.column + memory;
-    const kvc_session_stats s = {.n_past = session->n_token,
-                                 .n_ctx = session->n_ctx,
-                                 .n_stage = session->stack.n_stage,
-                                 .kv_bytes = now,
-                                 .sealed_bytes = b.sealed,
-                                 .open_bytes = b.open,
-                                 .meta_bytes = b.meta,
-                                 .column_bytes = b.column,
-                                 .stage_bytes = memory,
-                                 .disk_bytes = disk,
-                                 .kv_peak_bytes =
-                                     session->store.peak > now ? session->store.peak : now,
-                                 .n_computed = session->n_computed,
-                                 .n_replayed = session->n_replayed,
-                                 .n_entry = live_entries(&session->store),
-                                 .compute_ns = session->compute_ns,
-                                 .attention_ns = session->attention_ns,
-                                 .policy_ns = session->policy_ns,
-                                 .chunk_invariant = session->stack.chunk_invariant,
-                                 .flags = session->stack.flags};
+    const uint64_t now = kvc__store_held(&session->store);
+    const kvc_session_stats s = {
+        .n_past = session->n_token,
+        .n_ctx = session->n_ctx,
+        .n_stage = session->stack.n_stage,
+        .kv_bytes = now,
+        .sealed_bytes = b.sealed,
+        .open_bytes = b.open,
+        .meta_bytes = b.meta,
+        .column_bytes = b.column,
+        .stage_bytes = memory,
+        .disk_bytes = disk,
+        .kv_peak_bytes = session->store.peak > now ? session->store.peak : now,
+        .n_computed = session->n_computed,
+        .n_replayed = session->n_replayed,
+        .n_entry = live_entries(&session->store),
+        .compute_ns = session->compute_ns,
+        .attention_ns = session->attention_ns,
+        .policy_ns = session->policy_ns,
+        .chunk_invariant = session->stack.chunk_invariant,
+        .flags = session->stack.flags,
+        .buffer_bytes = b.buffer,
+        .tier_bytes = session->store.away_bytes,
+        .n_lost = session->n_lost,
+        .wait_ns = session->store.pager != NULL ? kvc__pager_wait_ns(session->store.pager) : 0};
     return give(out, &s, sizeof s);
 }
 
@@ -265,7 +269,7 @@ int32_t kvc_session_get_stage(const kvc_session *session, uint32_t i, kvc_stage_
     if (i >= session->stack.n_stage) {
         return KVC_E_RANGE;
     }
-    kvc__stage *st = &session->stack.stage[i];
+    kvc__stage *st = session->stack.stage[i];
     const int64_t memory = (int64_t)atomic_load(&st->mem.used) + atomic_load(&st->other);
     const int64_t disk = atomic_load(&st->disk), peak = atomic_load(&st->peak);
     kvc_claims claims;
@@ -278,6 +282,10 @@ int32_t kvc_session_get_stage(const kvc_session *session, uint32_t i, kvc_stage_
                                .hook_ns = st->hook_ns,
                                .n_evicted = claims.n_evicted,
                                .n_selected = claims.n_selected,
-                               .n_skipped = claims.n_skipped};
+                               .n_skipped = claims.n_skipped,
+                               .stored_bytes = claims.stored_bytes,
+                               .tier_ns = atomic_load(&st->tier.ns),
+                               .n_put = atomic_load(&st->tier.n_put),
+                               .n_get = atomic_load(&st->tier.n_get)};
     return give(out, &s, sizeof s);
 }

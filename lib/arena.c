@@ -12,7 +12,7 @@ static size_t segment_bytes(const kvc__slots *l) {
 }
 
 /* Reserves a layer's tables, for as many segments as there may ever be. */
-static int32_t layer_init(kvc__slots *l, size_t page_bytes, uint32_t per_seg) {
+static int32_t layer_init(kvc__slots *l, size_t page_bytes, uint32_t per_seg, bool tier) {
     size_t bytes;
     l->page_bytes = page_bytes;
     l->per_seg = per_seg;
@@ -21,20 +21,24 @@ static int32_t layer_init(kvc__slots *l, size_t page_bytes, uint32_t per_seg) {
     }
     l->seg = kvc__reserve(KVC__MAX_HOLDER * sizeof *l->seg);
     l->holder = kvc__reserve((size_t)KVC__MAX_HOLDER * per_seg * sizeof *l->holder);
-    return l->seg != NULL && l->holder != NULL ? KVC_OK : KVC_E_NOMEM;
+    l->key = tier ? kvc__reserve((size_t)KVC__MAX_HOLDER * per_seg * sizeof *l->key) : NULL;
+    const bool all = l->seg != NULL && l->holder != NULL && (l->key != NULL || !tier);
+    return all ? KVC_OK : KVC_E_NOMEM;
 }
 
-int32_t kvc__arena_create(kvc__mem *mem, uint32_t n_layer, const size_t *page_bytes,
-                          const uint32_t *per_seg, kvc__arena **out, kvc__err *err) {
+int32_t kvc__arena_create(kvc__mem *mem, kvc__tier *tier, uint32_t n_layer,
+                          const size_t *page_bytes, const uint32_t *per_seg, kvc__arena **out,
+                          kvc__err *err) {
     kvc__arena *a = kvc__alloc(mem, sizeof *a);
     int32_t rc = KVC_E_NOMEM;
     if (a != NULL) {
         a->mem = mem;
+        a->tier = tier;
         a->n_layer = n_layer;
         a->layer = kvc__alloc_n(mem, n_layer, sizeof *a->layer);
         rc = a->layer != NULL ? KVC_OK : KVC_E_NOMEM;
         for (uint32_t i = 0; rc == KVC_OK && i < n_layer; i++) {
-            rc = layer_init(&a->layer[i], page_bytes[i], per_seg[i]);
+            rc = layer_init(&a->layer[i], page_bytes[i], per_seg[i], tier != NULL);
         }
     }
     if (rc == KVC_OK) {
@@ -80,6 +84,7 @@ void kvc__arena_leave(kvc__arena *a) {
         }
         kvc__release(l->seg, KVC__MAX_HOLDER * sizeof *l->seg);
         kvc__release(l->holder, (size_t)KVC__MAX_HOLDER * l->per_seg * sizeof *l->holder);
+        kvc__release(l->key, (size_t)KVC__MAX_HOLDER * l->per_seg * sizeof *l->key);
     }
     kvc__free(a->mem, a->layer, a->n_layer * sizeof *a->layer);
     kvc__free(a->mem, a, sizeof *a);
@@ -105,8 +110,15 @@ void kvc__arena_share(kvc__arena *a, uint32_t layer, uint32_t slot) {
 
 void kvc__arena_give(kvc__arena *a, uint32_t layer, uint32_t slot) {
     kvc__slots *l = &a->layer[layer];
-    if (--l->holder[slot] == 0) {
-        l->first_free = slot < l->first_free ? slot : l->first_free;
+    if (--l->holder[slot] > 0) {
+        return;
+    }
+    l->first_free = slot < l->first_free ? slot : l->first_free;
+    if (kvc__arena_is_away(a, layer, slot)) {
+        const kvc_tier_page page = kvc__arena_away(a, layer, slot, NULL);
+        kvc__tier_drop(a->tier, &page, 1);
+        l->key[slot].away = 0;
+    } else {
         kvc__discard(kvc__arena_page(a, layer, slot), l->page_bytes);
     }
 }
@@ -118,4 +130,30 @@ bool kvc__arena_is_shared(const kvc__arena *a, uint32_t layer, uint32_t slot) {
 uint8_t *kvc__arena_page(const kvc__arena *a, uint32_t layer, uint32_t slot) {
     const kvc__slots *l = &a->layer[layer];
     return l->seg[slot / l->per_seg] + (size_t)(slot % l->per_seg) * l->page_bytes;
+}
+
+bool kvc__arena_is_away(const kvc__arena *a, uint32_t layer, uint32_t slot) {
+    return a->tier != NULL && a->layer[layer].key[slot].away != 0;
+}
+
+kvc_tier_page kvc__arena_away(const kvc__arena *a, uint32_t layer, uint32_t slot, void *bytes) {
+    const kvc__slot_key *k = &a->layer[layer].key[slot];
+    return (kvc_tier_page){.struct_size = sizeof(kvc_tier_page),
+                           .layer = layer,
+                           .head = k->head,
+                           .bytes = bytes,
+                           .key = {k->key[0], k->key[1]}};
+}
+
+int32_t kvc__arena_put(kvc__arena *a, uint32_t layer, uint32_t head, uint32_t slot, void *bytes) {
+    kvc__slot_key *k = &a->layer[layer].key[slot];
+    k->head = head;
+    kvc_tier_page page = kvc__arena_away(a, layer, slot, bytes);
+    KVC_TRY(kvc__tier_put(a->tier, &page, 1));
+    *k = (kvc__slot_key){.key = {page.key[0], page.key[1]}, .head = head, .away = 1};
+    return KVC_OK;
+}
+
+size_t kvc__arena_slot_bytes(const kvc__arena *a) {
+    return sizeof(uint32_t) + (a->tier != NULL ? sizeof(kvc__slot_key) : 0);
 }

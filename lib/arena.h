@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * arena.h: memory of sealed pages: slots of one size per layer in reserved address space, committed
- * on use, given back when the last holder drops them. A session and its forks share one arena; each
+ * arena.h: sealed pages: slots of one size per layer in reserved address space, whose memory is
+ * committed on use and given back when the last holder drops them. With a tier a slot's page may be
+ * away: the slot then has a key instead of memory. A session and its forks share one arena; each
  * holder brings a segment, so there is always room for all that it can hold. Used with the model's
  * lock held. It knows slots, not lanes. */
 #ifndef KVC_ARENA_H
@@ -8,6 +9,7 @@
 
 #include "err.h"
 #include "mem.h"
+#include "tier.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -16,6 +18,13 @@
 #define KVC__NO_SLOT    UINT32_MAX
 #define KVC__MAX_HOLDER 1024u /* a session and its forks, those that are closed included */
 
+/** Where a page is when its slot has no memory. */
+typedef struct kvc__slot_key {
+    uint64_t key[2];
+    uint32_t head;
+    uint32_t away; /* 1: in the tier */
+} kvc__slot_key;
+
 /** One layer's slots. */
 typedef struct kvc__slots {
     size_t page_bytes;
@@ -23,18 +32,21 @@ typedef struct kvc__slots {
     uint32_t first_free; /* no free slot below it */
     uint8_t **seg;       /* reserved [KVC__MAX_HOLDER], n_seg of them [per_seg][page_bytes] */
     uint32_t *holder;    /* reserved [KVC__MAX_HOLDER × per_seg] how many hold the slot */
+    kvc__slot_key *key;  /* reserved, the same; NULL without a tier */
 } kvc__slots;
 
 typedef struct kvc__arena {
     kvc__mem *mem;
+    kvc__tier *tier; /* or NULL */
     uint32_t n_layer, n_seg, n_holder;
     kvc__slots *layer;
 } kvc__arena;
 
-/** Makes an arena for one holder. page_bytes[n_layer], per_seg[n_layer]. mem outlives all holders.
- */
-int32_t kvc__arena_create(kvc__mem *mem, uint32_t n_layer, const size_t *page_bytes,
-                          const uint32_t *per_seg, kvc__arena **out, kvc__err *err);
+/** Makes an arena for one holder. page_bytes[n_layer], per_seg[n_layer]. mem and tier (or NULL)
+ * outlive all holders. */
+int32_t kvc__arena_create(kvc__mem *mem, kvc__tier *tier, uint32_t n_layer,
+                          const size_t *page_bytes, const uint32_t *per_seg, kvc__arena **out,
+                          kvc__err *err);
 /** One more holder, with a segment of its own. KVC_E_NOMEM, KVC_E_RANGE (too many) leave the arena
  * as it was. */
 int32_t kvc__arena_join(kvc__arena *a, kvc__err *err);
@@ -49,7 +61,17 @@ void kvc__arena_share(kvc__arena *a, uint32_t layer, uint32_t slot);
 void kvc__arena_give(kvc__arena *a, uint32_t layer, uint32_t slot);
 /** True when others hold it too. */
 bool kvc__arena_is_shared(const kvc__arena *a, uint32_t layer, uint32_t slot);
-/** A slot's bytes. */
+/** A slot's bytes, of no meaning when its page is away. */
 uint8_t *kvc__arena_page(const kvc__arena *a, uint32_t layer, uint32_t slot);
+
+/** True when the page is in the tier. */
+bool kvc__arena_is_away(const kvc__arena *a, uint32_t layer, uint32_t slot);
+/** Hands bytes to the tier as the page of a slot, whose memory isn't touched. Statuses as
+ * kvc__tier_put(); the page is then not away. [worker] for different slots */
+int32_t kvc__arena_put(kvc__arena *a, uint32_t layer, uint32_t head, uint32_t slot, void *bytes);
+/** What the tier is to be asked for to bring a page to bytes. [any] while the slot is held */
+kvc_tier_page kvc__arena_away(const kvc__arena *a, uint32_t layer, uint32_t slot, void *bytes);
+/** Bytes of one slot's bookkeeping. */
+size_t kvc__arena_slot_bytes(const kvc__arena *a);
 
 #endif

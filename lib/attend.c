@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * attend.c: three phases over a layer's pieces. Rows: turn keys and queries, append, observe,
- * select. Ranges: scores, softmax and mix of one (block, head, range) per job. Merge: ranges to one
+ * select. Ranges: scores, softmax and mix of one (range, head, block) per job, a range's jobs one
+ * after the other, since pages that come from a tier are brought by ranges. Merge: ranges to one
  * result, masses to their columns. */
 #include "attend.h"
 
@@ -43,8 +44,8 @@ static const float *rope_at(const kvc__attend *a, int32_t pos) {
 /* ---------------------------------------------------------------- failures of worker calls */
 
 /* Calls that may fail in workers; their numbers stand beside the status in `failed`. */
-enum { CALL_VISIBLE = 0, CALL_APPEND, CALL_SELECT, CALL_SCORE, CALL_MIX };
-static const char *const call_name[] = {"visible", "append", "select", "score", "mix"};
+enum { CALL_VISIBLE = 0, CALL_APPEND, CALL_SELECT, CALL_SCORE, CALL_MIX, CALL_GET };
+static const char *const call_name[] = {"visible", "append", "select", "score", "mix", "get"};
 
 /* Keeps the first failure of a (piece, head): status in the upper bits, the call in the lowest
  * three. */
@@ -218,19 +219,24 @@ struct view {
     bool moved;
     int32_t pos0;
     int32_t pos[KVC_PAGE]; /* of a moved page */
-    const uint8_t *bytes;  /* sealed; NULL: open or freed */
-    bool open;
+    const uint8_t *bytes;  /* sealed; NULL: open, freed, or away and not needed */
+    bool open, freed;
 };
 
+/* unit: what was brought of the page's range, or NULL. */
 static void view_page(const kvc__store *s, uint32_t layer, uint32_t head, uint32_t i,
-                      struct view *v) {
+                      const uint8_t *unit, struct view *v) {
     const kvc__lane *l = kvc__store_lane(s, layer, head);
     v->open = i == l->n_page;
     v->moved = !v->open && l->page[i].moved != 0;
     v->live = v->open ? l->open_live : l->page[i].live;
     v->n = v->open ? l->open_n : l->page[i].n;
     v->pos0 = v->open ? l->open_pos0 : l->page[i].pos0;
+    v->freed = !v->open && l->page[i].slot == KVC__NO_SLOT;
     v->bytes = v->open ? NULL : kvc__store_page(s, layer, &l->page[i]);
+    if (unit != NULL && !v->open && !v->freed && v->bytes == NULL) {
+        v->bytes = kvc__pager_page(s->pager, unit, head, i % KVC__RANGE_PAGES);
+    }
     if (v->moved) {
         kvc__store_positions(s, s->lane0[layer] + head, i, v->pos);
     }
@@ -345,7 +351,7 @@ static void shift_queries(const struct job *j, uint32_t back) {
 static int32_t page_masks(const struct job *j, const struct view *v, uint32_t page, int32_t back,
                           uint64_t *mask, bool *any) {
     const kvc__attend *a = j->a;
-    const bool gone = !v->open && v->bytes == NULL;
+    const bool gone = v->freed;
     const bool strict = gone && (j->p->stack->flags & KVC_PLAN_EVICTS) == 0;
     for (uint32_t t = 0; t < j->b->n; t++) {
         const uint32_t row = j->p->row0 + j->b->t0 + t;
@@ -429,7 +435,7 @@ static void range_empty(const struct job *j, float *out) {
     }
 }
 
-static int32_t attend_range(const struct job *j, int *call) {
+static int32_t attend_range(const struct job *j, const uint8_t *unit, int *call) {
     const kvc__lane *l = kvc__store_lane(j->p->store, j->a->layer, j->head);
     struct view view[KVC__RANGE_PAGES];
     bool seen[KVC__RANGE_PAGES] = {false};
@@ -443,7 +449,7 @@ static int32_t attend_range(const struct job *j, int *call) {
         if (page > l->n_page) {
             break;
         }
-        view_page(j->p->store, j->a->layer, j->head, page, &view[at]);
+        view_page(j->p->store, j->a->layer, j->head, page, unit, &view[at]);
         KVC_TRY(score_seen(j, &view[at], page, at, &seen[at], call));
         any |= seen[at];
     }
@@ -468,31 +474,176 @@ static int32_t attend_range(const struct job *j, int *call) {
     return KVC_OK;
 }
 
+/* The same with what the range needs of the tier. */
+static int32_t attend_pinned(const struct job *j, int *call) {
+    kvc__pager *pager = j->p->store->pager;
+    const uint8_t *unit = NULL;
+    if (pager == NULL) {
+        return attend_range(j, NULL, call);
+    }
+    *call = CALL_GET;
+    int32_t rc = kvc__pager_pin(pager, j->range, &unit);
+    if (rc == KVC_OK) {
+        rc = attend_range(j, unit, call);
+    }
+    kvc__pager_unpin(pager, j->range);
+    return rc;
+}
+
+/* Blocks of the same piece that follow block first, itself included. */
+static uint32_t same_piece(const kvc__attend *a, uint32_t first) {
+    uint32_t n = 1;
+    while (first + n < a->n_block && a->block[first + n].piece == a->block[first].piece) {
+        n++;
+    }
+    return n;
+}
+
 static void range_item(void *arg, uint32_t item, uint32_t thread) {
     kvc__attend *a = arg;
-    uint32_t bi = 0;
-    while (item >= a->job[bi + 1]) {
-        bi++;
+    uint32_t first = 0, n = same_piece(a, 0);
+    while (item >= a->job[first + n]) {
+        first += n;
+        n = same_piece(a, first);
     }
-    const kvc__block *b = &a->block[bi];
+    item -= a->job[first];
+    const uint32_t heads = a->model->hp.n_head_kv;
+    const kvc__block *b = &a->block[first + item % n];
     const kvc__piece *p = &a->piece[b->piece];
-    item -= a->job[bi];
     struct job j = {.a = a,
                     .b = b,
                     .p = p,
                     .sh = &p->stack->shape[a->layer],
                     .th = &a->thread[thread],
-                    .head = item / b->n_range,
-                    .range = item % b->n_range,
+                    .head = item / n % heads,
+                    .range = item / n / heads,
                     .group = group_of(a),
                     .rows = b->n * group_of(a)};
     if (p->status < 0) {
         return;
     }
     int call = CALL_VISIBLE;
-    int32_t rc = attend_range(&j, &call);
+    int32_t rc = attend_pinned(&j, &call);
     if (rc != KVC_OK) {
         note_failure(a, b->piece, j.head, rc < 0 ? rc : KVC_E_POLICY, call);
+    }
+}
+
+/* ---------------------------------------------------------------- pages from a tier */
+
+/* Whether a row of the blocks reads a page whose entries lie at positions [first, end). */
+static bool is_read(const kvc__attend *a, const kvc__block *b, uint32_t n_block, uint32_t head,
+                    uint32_t page, int32_t first, int32_t end) {
+    const kvc__piece *p = &a->piece[b->piece];
+    for (uint32_t row = p->row0 + b->t0; row < p->row0 + b[n_block - 1].t0 + b[n_block - 1].n;
+         row++) {
+        if (p->stack->select != NULL && (sel_at(a, row, head)[page / 64] >> (page % 64) & 1) == 0) {
+            continue;
+        }
+        const kvc_range *r = a->range + (size_t)row * (KVC_MAX_RANGES + 1);
+        for (uint32_t x = 0; x < a->n_rng[row]; x++) {
+            if (r[x].first < end && first < r[x].end) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+/* Where the entries of a page lie: positions [*first, *end). */
+static void page_span(const kvc__store *s, uint32_t lane, uint32_t page, int32_t *first,
+                      int32_t *end) {
+    int32_t pos[KVC_PAGE];
+    const uint32_t n = kvc__store_positions(s, lane, page, pos);
+    *first = pos[0];
+    *end = pos[n - 1] + 1;
+}
+
+/* Who reads in a layer. */
+struct reads {
+    const kvc__attend *a;
+    const kvc__block *b; /* rows that read, or NULL: one row's ranges */
+    uint32_t n_block;
+    const kvc_range *range;
+    uint32_t n_range;
+};
+
+static bool reads_page(const struct reads *r, uint32_t head, uint32_t page, int32_t first,
+                       int32_t end) {
+    if (r->b != NULL) {
+        return is_read(r->a, r->b, r->n_block, head, page, first, end);
+    }
+    for (uint32_t x = 0; x < r->n_range; x++) {
+        if (r->range[x].first < end && first < r->range[x].end) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Lists the pages of a layer that are read and are away. */
+static void list_pages(const kvc__store *s, uint32_t layer, const struct reads *r) {
+    const uint32_t lane0 = s->lane0[layer], heads = s->lane0[layer + 1] - lane0;
+    uint32_t n_page = 0;
+    kvc__pager_list(s->pager, layer);
+    for (uint32_t h = 0; h < heads; h++) {
+        n_page = s->lane[lane0 + h].n_page > n_page ? s->lane[lane0 + h].n_page : n_page;
+    }
+    for (uint32_t range = 0; range * KVC__RANGE_PAGES < n_page; range++) {
+        for (uint32_t h = 0; h < heads; h++) {
+            const kvc__lane *l = &s->lane[lane0 + h];
+            for (uint32_t at = 0; at < KVC__RANGE_PAGES; at++) {
+                const uint32_t i = range * KVC__RANGE_PAGES + at;
+                int32_t first, end;
+                if (i >= l->n_page || l->page[i].live == 0 ||
+                    !kvc__store_is_away(s, layer, &l->page[i])) {
+                    continue;
+                }
+                page_span(s, lane0 + h, i, &first, &end);
+                if (reads_page(r, h, i, first, end)) {
+                    kvc__pager_want(s->pager, range, h, at, l->page[i].slot);
+                }
+            }
+        }
+    }
+}
+
+/* What the session's next pass will read, as far as can be told: the next piece in this layer, or
+ * the next layer, or the first one for the token after these. A choice of pages can't be told. */
+static void list_next(const kvc__attend *a, const kvc__piece *p) {
+    const uint32_t next = p->more ? a->layer : (a->layer + 1) % a->model->hp.n_layer;
+    const int32_t pos = p->pos0 + (int32_t)p->n - 1;
+    kvc_range range[KVC_MAX_RANGES + 1];
+    struct reads r = {.a = a, .range = range};
+    if (p->stack->select != NULL ||
+        kvc__stack_visible(p->stack, next, pos, range, &r.n_range) < 0) {
+        return;
+    }
+    list_pages(p->store, next, &r);
+    kvc__pager_ahead(p->store->pager);
+}
+
+/* Tells the pagers of all pieces what their blocks read. */
+static void begin_passes(const kvc__attend *a) {
+    for (uint32_t first = 0, n; first < a->n_block; first += n) {
+        n = same_piece(a, first);
+        const kvc__piece *p = &a->piece[a->block[first].piece];
+        if (p->store->pager == NULL) {
+            continue;
+        }
+        const struct reads r = {.a = a, .b = &a->block[first], .n_block = n};
+        list_pages(p->store, a->layer, &r);
+        kvc__pager_begin(p->store->pager, n * a->model->hp.n_head_kv);
+        list_next(a, p);
+    }
+}
+
+static void end_passes(const kvc__attend *a) {
+    for (uint32_t first = 0; first < a->n_block; first += same_piece(a, first)) {
+        kvc__store *s = a->piece[a->block[first].piece].store;
+        if (s->pager != NULL) {
+            kvc__pager_end(s->pager);
+        }
     }
 }
 
@@ -601,7 +752,9 @@ static void flush_blocks(kvc__attend *a) {
         rows += a->block[i].n;
     }
     a->job[a->n_block] = jobs;
+    begin_passes(a);
     kvc__pool_run(a->pool, jobs, range_item, a);
+    end_passes(a);
     collect_failures(a);
     run_items(a, a->n_block * heads, rows <= 2, merge_item);
     a->n_block = 0;

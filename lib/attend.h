@@ -20,7 +20,6 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-#define KVC__RANGE_PAGES   4u
 #define KVC__RANGE_ENTRIES (KVC__RANGE_PAGES * KVC_PAGE)
 
 /** Consecutive rows of one session that lie in one page: what is appended and attended together. */
@@ -32,6 +31,7 @@ typedef struct kvc__piece {
     int32_t pos0;     /* position of row0 */
     uint32_t phase;   /* KVC_PHASE_… of its rows */
     uint32_t part;    /* the part of the batch it is cut from */
+    bool more;        /* another piece of it follows in this layer */
     int32_t status;   /* what became of it */
     const char *call; /* the call that failed */
     uint32_t head;    /* where */
@@ -83,7 +83,7 @@ typedef struct kvc__attend {
     size_t cap_prob;
     atomic_int *failed;         /* [n_batch][n_head_kv] status of worker calls */
     kvc__attend_thread *thread; /* [n_thread] */
-    uint32_t *job;              /* first job of each block, and one past */
+    uint32_t *job;              /* first job of each piece's blocks, by its first block */
 } kvc__attend;
 
 /** Floats of one row's partial result: maximum, sum, output. */

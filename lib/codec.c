@@ -76,6 +76,27 @@ static int32_t plain_move(void *self, uint32_t layer, void *dst, uint32_t to, co
     return KVC_OK;
 }
 
+static uint32_t plain_fields(void *self, uint32_t layer, kvc_field *out, uint32_t cap) {
+    const kvc__codec *c = self;
+    const kvc__page_shape *s = &c->shape[layer];
+    const uint32_t bk = (uint32_t)kvc__type_bytes(s->type_k),
+                   bv = (uint32_t)kvc__type_bytes(s->type_v);
+    (void)cap;
+    out[0] = (kvc_field){.kind = KVC_FIELD_FLOAT,
+                         .elem = bk,
+                         .n = s->dim_k,
+                         .run = 1,
+                         .run_stride = KVC_PAGE * bk,
+                         .entry_stride = bk};
+    out[1] = (kvc_field){.kind = KVC_FIELD_FLOAT,
+                         .elem = bv,
+                         .n = s->dim_v,
+                         .run = s->dim_v,
+                         .entry_stride = s->dim_v * bv,
+                         .offset = (uint32_t)plain_v(s)};
+    return 2;
+}
+
 void kvc__codec_plain(kvc__codec *c, const kvc__kern *kern, const kvc__page_shape *shape) {
     c->api = (kvc_codec){.struct_size = sizeof(kvc_codec),
                          .flags = KVC_CODEC_MOVABLE,
@@ -84,7 +105,8 @@ void kvc__codec_plain(kvc__codec *c, const kvc__kern *kern, const kvc__page_shap
                          .decode = plain_decode,
                          .score = plain_score,
                          .mix = plain_mix,
-                         .move = plain_move};
+                         .move = plain_move,
+                         .fields = plain_fields};
     c->self = c;
     c->owner = NULL;
     c->kern = kern;
@@ -168,6 +190,10 @@ void kvc__codec_reopen(const kvc__codec *c, uint32_t layer, const void *bytes, v
     const kvc__page_shape *s = &c->shape[layer];
     memcpy(open_k, bytes, s->open_k_bytes);
     memcpy(open_v, (const uint8_t *)bytes + plain_v(s), s->open_v_bytes);
+}
+
+uint32_t kvc__codec_fields(const kvc__codec *c, uint32_t layer, kvc_field *out) {
+    return c->api.fields != NULL ? c->api.fields(c->self, layer, out, KVC_MAX_FIELDS) : 0;
 }
 
 bool kvc__codec_movable(const kvc__codec *c) {

@@ -15,6 +15,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define KVC__RANGE_PAGES 4u /* pages that are attended to, and brought back, together */
+
 /** One layer as the cache sees it. */
 typedef struct kvc__page_shape {
     uint32_t dim_k, dim_v;
@@ -71,6 +73,9 @@ bool kvc__codec_reopens(const kvc__codec *c, uint32_t n_layer);
 /** Copies a sealed page back into an open one's halves; only if kvc__codec_reopens(). */
 void kvc__codec_reopen(const kvc__codec *c, uint32_t layer, const void *bytes, void *open_k,
                        void *open_v);
+/** What is where in a page of a layer, into out[KVC_MAX_FIELDS]; returns the number of fields,
+ * which a policy may have got wrong. */
+uint32_t kvc__codec_fields(const kvc__codec *c, uint32_t layer, kvc_field *out);
 /** True when entries can be moved. */
 bool kvc__codec_movable(const kvc__codec *c);
 /** Moves entry `from` of src to entry `to` of dst. */

@@ -211,16 +211,19 @@ struct seal {
     kvc__store *store;
     kvc__attend *attend;
     uint32_t layer;
-    atomic_int failed; /* the lowest head's status: head × 64 − status, 0: none */
+    atomic_int failed; /* the lowest head's: (head × 2 + put) × 64 − status, 0: none */
 };
 
 static void seal_item(void *arg, uint32_t head, uint32_t thread) {
     struct seal *s = arg;
-    int32_t rc = kvc__store_seal_lane(s->store, s->layer, head, &s->attend->thread[thread].codec);
+    const char *call;
+    int32_t rc =
+        kvc__store_seal_lane(s->store, s->layer, head, &s->attend->thread[thread].codec, &call);
     if (rc == KVC_OK) {
         return;
     }
-    const int mine = (int)head * 64 + (rc < 0 && rc > -64 ? -rc : -KVC_E_POLICY);
+    const int where = (int)head * 2 + (call[0] == 'p');
+    const int mine = where * 64 + (rc < 0 && rc > -64 ? -rc : -KVC_E_POLICY);
     int seen = atomic_load(&s->failed);
     while ((seen == 0 || mine < seen) && !atomic_compare_exchange_weak(&s->failed, &seen, mine)) {
     }
@@ -235,8 +238,9 @@ static int32_t seal(kvc_model *m, const kvc__part *p, uint32_t layer, int32_t po
     kvc__store_seal_end(p->store, layer);
     const int failed = atomic_load(&s.failed);
     if (failed != 0) {
-        return kvc__stack_blame(p->stack, -(failed % 64), "encode", layer, (uint32_t)failed / 64,
-                                pos, p->err);
+        const uint32_t where = (uint32_t)failed / 64;
+        return kvc__stack_blame(p->stack, -(failed % 64), where % 2 != 0 ? "put" : "encode", layer,
+                                where / 2, pos, p->err);
     }
     return KVC_OK;
 }
@@ -288,7 +292,8 @@ static uint32_t next_pieces(kvc__attend *a, kvc__part *part, uint32_t n_part) {
                                               .n = n,
                                               .pos0 = p->pos0 + (int32_t)p->cursor,
                                               .phase = kvc__token_phase(p->flag[p->cursor + n - 1]),
-                                              .part = i};
+                                              .part = i,
+                                              .more = p->cursor + n < p->n};
     }
     return a->n_piece;
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
- * host.c: the table of services that a policy is given, and its two extensions: the store and the
- * kernels. Every argument comes from a plugin and is checked. It trusts ctx to be the stage that
- * the table was made for. */
+ * host.c: the table of services that a policy is given, and its extensions: the store and the
+ * kernels (files: host_file.c). Every argument comes from a plugin and is checked. It trusts ctx to
+ * be the stage that the table was made for. */
 #include "os.h"
+#include "scratch.h"
 #include "stack.h"
 #include "store.h"
 
@@ -51,8 +52,8 @@ static int32_t host_fail(void *ctx, int32_t code, const char *text) {
 
 static void host_log(void *ctx, uint32_t level, const char *text) {
     const kvc__stage *st = ctx;
-    if (st->stack->log != NULL && text != NULL) {
-        st->stack->log(st->stack->log_user, level, text);
+    if (st->log != NULL && text != NULL) {
+        st->log(st->log_user, level, text);
     }
 }
 
@@ -71,7 +72,7 @@ static void host_parallel_for(void *ctx, uint32_t n, void (*fn)(void *arg, uint3
     kvc__stage *st = ctx;
     struct for_arg f = {fn, arg};
     if (fn != NULL) {
-        kvc__pool_run(st->stack->pool, n, for_item, &f);
+        kvc__pool_run(st->pool, n, for_item, &f);
     }
 }
 
@@ -98,7 +99,7 @@ static int32_t refuse(const kvc__stage *st, int32_t code, const char *text) {
 
 /* The lane of (layer, head), or a failure when there is none. */
 static int32_t lane_of(const kvc__stage *st, uint32_t layer, uint32_t head, uint32_t *lane) {
-    const kvc__store *s = st->stack->store;
+    const kvc__store *s = st->stack != NULL ? st->stack->store : NULL;
     if (s == NULL || layer >= st->stack->n_layer || head >= st->stack->n_head_kv[layer]) {
         return refuse(st, KVC_E_RANGE, "there is no such layer or head in the store");
     }
@@ -170,7 +171,7 @@ static int32_t may_evict(const kvc__stage *st, uint32_t layer) {
 
 /* Heads [*head, *end) that a call means. */
 static int32_t heads_of(const kvc__stage *st, uint32_t layer, uint32_t *head, uint32_t *end) {
-    if (st->stack->store == NULL || layer >= st->stack->n_layer) {
+    if (st->stack == NULL || st->stack->store == NULL || layer >= st->stack->n_layer) {
         return KVC_E_RANGE;
     }
     const uint32_t n = st->stack->n_head_kv[layer];
@@ -234,7 +235,7 @@ static int32_t store_page(void *ctx, uint32_t layer, uint32_t head, uint32_t pag
 
 static size_t store_entry_bytes(void *ctx, uint32_t layer) {
     const kvc__stage *st = ctx;
-    if (layer >= st->stack->n_layer) {
+    if (st->stack == NULL || layer >= st->stack->n_layer) {
         return 0;
     }
     return (st->stack->shape[layer].page_bytes + KVC_PAGE - 1) / KVC_PAGE;
@@ -255,7 +256,7 @@ static const kvc_host_store host_store = {.struct_size = sizeof(kvc_host_store),
 
 static const kvc__kern *kern_of(void *ctx) {
     const kvc__stage *st = ctx;
-    return st->stack->kern;
+    return st->kern;
 }
 
 static size_t math_i8_bytes(void *ctx, uint32_t dim) {
@@ -282,7 +283,7 @@ static void math_i8_unpack_v(void *ctx, const void *src, uint32_t dim, float *ou
 static void math_i8_score(void *ctx, const void *src, uint32_t dim, const float *q, uint32_t n_q,
                           float *s) {
     const kvc__stage *st = ctx;
-    if (st->stack->compute == KVC_COMPUTE_INT8) {
+    if (st->compute == KVC_COMPUTE_INT8) {
         kern_of(ctx)->i8_score_q(src, dim, q, n_q, s);
     } else {
         kern_of(ctx)->i8_score_f(src, dim, q, n_q, s);
@@ -320,6 +321,35 @@ static void math_i8_move_v(void *ctx, uint32_t dim, void *dst, uint32_t to, cons
     i8_move(dst, to, src, from, 1, dim, dim * KVC_PAGE);
 }
 
+/* The scales, then the elements: of keys four of an entry side by side, of values all. */
+static void i8_fields(uint32_t dim, uint32_t run, uint32_t offset, kvc_field *out) {
+    out[0] = (kvc_field){.struct_size = sizeof *out,
+                         .kind = KVC_FIELD_FLOAT,
+                         .elem = 2,
+                         .n = 1,
+                         .run = 1,
+                         .entry_stride = 2,
+                         .offset = offset};
+    out[1] = (kvc_field){.struct_size = sizeof *out,
+                         .kind = KVC_FIELD_INT,
+                         .elem = 1,
+                         .n = dim,
+                         .run = run,
+                         .run_stride = run * KVC_PAGE,
+                         .entry_stride = run,
+                         .offset = offset + 2 * KVC_PAGE};
+}
+
+static void math_i8_fields_k(void *ctx, uint32_t dim, uint32_t offset, kvc_field *out) {
+    (void)ctx;
+    i8_fields(dim, 4, offset, out);
+}
+
+static void math_i8_fields_v(void *ctx, uint32_t dim, uint32_t offset, kvc_field *out) {
+    (void)ctx;
+    i8_fields(dim, dim, offset, out);
+}
+
 static const kvc_host_math host_math = {.struct_size = sizeof(kvc_host_math),
                                         .i8_bytes = math_i8_bytes,
                                         .i8_pack_k = math_i8_pack_k,
@@ -329,7 +359,9 @@ static const kvc_host_math host_math = {.struct_size = sizeof(kvc_host_math),
                                         .i8_score = math_i8_score,
                                         .i8_mix = math_i8_mix,
                                         .i8_move_k = math_i8_move_k,
-                                        .i8_move_v = math_i8_move_v};
+                                        .i8_move_v = math_i8_move_v,
+                                        .i8_fields_k = math_i8_fields_k,
+                                        .i8_fields_v = math_i8_fields_v};
 
 /* ---------------------------------------------------------------- the table */
 
@@ -341,12 +373,20 @@ static const void *host_extension(void *ctx, const char *id) {
     if (strcmp(id, KVC_HOST_STORE) == 0) {
         return &host_store;
     }
+    if (strcmp(id, KVC_HOST_FILE) == 0) {
+        return &kvc__host_file;
+    }
     return strcmp(id, KVC_HOST_MATH) == 0 ? &host_math : NULL;
 }
 
 void kvc__host_init(kvc__stage *stage, const kvc__stack_env *env) {
-    kvc__mem_init(&stage->mem, NULL, env->mem);
+    kvc__mem_init(&stage->mem, NULL, env->family);
     stage->mem.a = env->mem->a;
+    stage->pool = env->pool;
+    stage->kern = env->kern;
+    stage->compute = env->shape->compute;
+    stage->log = env->log;
+    stage->log_user = env->log_user;
     atomic_init(&stage->other, 0);
     atomic_init(&stage->disk, 0);
     atomic_init(&stage->peak, 0);

@@ -564,6 +564,7 @@ void kvc__model_free(kvc_model *m) {
     if (m->work_free) {
         m->work_free(m);
     }
+    kvc__io_destroy(m->io);
     kvc__pool_destroy(m->pool);
     for (uint32_t il = 0; m->layer && il < h->n_layer; il++) {
         free_layer(&m->mem, &m->layer[il], h->n_embd);

@@ -7,6 +7,7 @@
 
 #include "err.h"
 #include "gguf.h"
+#include "io.h"
 #include "kern.h"
 #include "mat.h"
 #include "mem.h"
@@ -53,6 +54,7 @@ struct kvc_model {
     kvc__layer *layer; /* [n_layer] */
     kvc__vocab *vocab;
     kvc__pool *pool;
+    kvc__io *io; /* made with the first session that has a tier */
     const kvc__kern *kern;
     uint32_t n_batch; /* most tokens computed together */
     float *rope; /* [rope_n][n_rot]: cos then sin, n_rot / 2 each; grown when a session opens */

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,6 +37,40 @@ int kvc__unnamed_link(int fd, const char *path) {
     char self[64];
     snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
     return linkat(AT_FDCWD, self, AT_FDCWD, path, AT_SYMLINK_FOLLOW);
+}
+
+int kvc__scratch_fd(const char *dir) {
+    char path[4096];
+    int fd = open(dir, O_TMPFILE | O_RDWR | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0) {
+        /* Not every file system has files without a name: one that loses its own will do. */
+        const int n = snprintf(path, sizeof path, "%s/kvc.%llx%llx", dir,
+                               (unsigned long long)getpid(), (unsigned long long)kvc__clock_ns());
+        if (n < 0 || (size_t)n >= sizeof path) {
+            errno = ENAMETOOLONG;
+            return -1;
+        }
+        fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        if (fd >= 0) {
+            (void)unlink(path);
+        }
+    }
+    if (fd >= 0) {
+        /* Nothing is read ahead: whoever reads knows better what comes next. */
+        (void)posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
+    }
+    return fd;
+}
+
+void kvc__write_behind(int fd) {
+    (void)sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE);
+    (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+}
+
+void kvc__forget(int fd, uint64_t at, size_t n) {
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    const uint64_t from = at / page * page, end = (at + n + page - 1) / page * page;
+    (void)posix_fadvise(fd, (off_t)from, (off_t)(end - from), POSIX_FADV_DONTNEED);
 }
 
 static int32_t fail_errno(kvc__err *err, const char *what, const char *path) {
@@ -196,6 +231,20 @@ uint32_t kvc__n_core(void) {
 
 const char *kvc__env(const char *name) {
     return getauxval(AT_SECURE) ? NULL : getenv(name);
+}
+
+int kvc__thread_start(pthread_t *out, void *(*fn)(void *), void *arg) {
+    /* Blocked, these would end the process without a handler. */
+    static const int fault[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT};
+    sigset_t all, before;
+    sigfillset(&all);
+    for (size_t i = 0; i < sizeof fault / sizeof *fault; i++) {
+        sigdelset(&all, fault[i]);
+    }
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    const int failed = pthread_create(out, NULL, fn, arg);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return failed;
 }
 
 void kvc__pause(void) {

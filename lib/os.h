@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT
- * os.h: what differs between operating systems: files mapped read-only, reserved address space, the
- * clock. */
+ * os.h: what differs between operating systems: files mapped read-only, reserved address space,
+ * threads, the clock. */
 #ifndef KVC_OS_H
 #define KVC_OS_H
 
 #include "err.h"
 
+#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -27,6 +28,15 @@ int kvc__unnamed_open(const char *path);
 /** Gives an unnamed file its name, which must be free: 0, or -1 with errno. */
 int kvc__unnamed_link(int fd, const char *path);
 
+/** Opens a file without a name in the directory dir for reading and writing, which vanishes with
+ * its descriptor and isn't read ahead: a descriptor, or -1 with errno. */
+int kvc__scratch_fd(const char *dir);
+/** Keeps a file that is being written out of the system's page cache: waits for the disk to have
+ * what it was handed the last time, hands it what was written since, and forgets what it has. */
+void kvc__write_behind(int fd);
+/** Takes what the disk has of bytes [at, at + n) out of the page cache. */
+void kvc__forget(int fd, uint64_t at, size_t n);
+
 /** Reserves size bytes of zeroed address space that take memory only when touched; NULL when
  * refused. */
 void *kvc__reserve(size_t size);
@@ -45,6 +55,9 @@ uint32_t kvc__n_core(void);
 int kvc__beside_library(const char *name, char *out, size_t cap);
 /** An environment variable, NULL when unset or when the process runs with raised privileges. */
 const char *kvc__env(const char *name);
+/** Starts a thread with signals blocked, so that the program's handlers run on its own threads; but
+ * those that a fault raises. 0, or an errno. */
+int kvc__thread_start(pthread_t *out, void *(*fn)(void *), void *arg);
 /** Tells the core that this thread spins. */
 void kvc__pause(void);
 

@@ -9,7 +9,6 @@
 
 #include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdalign.h>
 #include <stdatomic.h>
 
@@ -176,26 +175,15 @@ void kvc__pool_run(kvc__pool *pool, uint32_t n, kvc__pool_fn fn, void *arg) {
     }
 }
 
-/* Starts the threads with signals blocked, so that the program's handlers run on its own threads.
- * Those that a fault raises stay open: blocked, they would end the process without a handler. */
 static int32_t start_workers(kvc__pool *pool, kvc__err *err) {
-    static const int fault[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT};
-    sigset_t all;
-    sigset_t before;
     int failed = 0;
-    sigfillset(&all);
-    for (size_t i = 0; i < sizeof(fault) / sizeof(fault[0]); i++) {
-        sigdelset(&all, fault[i]);
-    }
-    pthread_sigmask(SIG_SETMASK, &all, &before);
     while (!failed && pool->n_started + 1 < pool->n_thread) {
         worker *w = &pool->worker[pool->n_started];
         w->pool = pool;
         w->thread = pool->n_started + 1;
-        failed = pthread_create(&w->handle, NULL, worker_main, w);
+        failed = kvc__thread_start(&w->handle, worker_main, w);
         pool->n_started += failed ? 0 : 1;
     }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (failed) {
         return kvc__fail(err, KVC_E_NOMEM,
                          "thread %u of %u can't be started; ask for fewer with n_threads",

@@ -43,6 +43,7 @@ static int32_t make_stack(kvc_session *s, const char *spec, const kvc__session_s
     kvc_shape shape;
     shape_init(s, layer, &shape);
     const kvc__stack_env env = {.mem = &s->mem,
+                                .family = &s->model->mem,
                                 .kern = s->model->kern,
                                 .pool = s->model->pool,
                                 .shape = &shape,
@@ -58,6 +59,10 @@ static int32_t make_stack(kvc_session *s, const char *spec, const kvc__session_s
 /* Everything but the stack: store, tokens, logits, and the model's scratch for a session like this.
  */
 static int32_t make_rest(kvc_session *s, const kvc_session *like, kvc__err *err) {
+    if (s->stack.tier != NULL && s->model->io == NULL) {
+        KVC_TRY(kvc__io_create(&s->model->mem, &s->model->io, err));
+    }
+    s->stack.io = s->model->io;
     KVC_TRY(kvc__store_create(&s->mem, &s->model->mem, &s->stack,
                               like != NULL ? &like->store : NULL, &s->store, err));
     s->stack.store = &s->store;
@@ -154,12 +159,6 @@ static int32_t go_back(kvc_session *s, uint32_t pos) {
     return kvc__stack_truncate(&s->stack, to, &s->err);
 }
 
-/* Statuses that undo a step; any other kills the stack. */
-static bool can_undo(int32_t status) {
-    return status == KVC_E_NOMEM || status == KVC_E_CANCELLED || status == KVC_E_IO ||
-           status == KVC_E_LOST;
-}
-
 static void kill_session(kvc_session *s, int32_t status) {
     s->dead = status;
     s->n_logits = 0;
@@ -189,6 +188,8 @@ static int32_t accept(kvc_session *s) {
     const kvc_run *r = s->run;
     s->n_old = s->n_token;
     s->n_logits = 0;
+    s->n_mark = s->n_old;
+    s->recovered = false;
     for (uint32_t i = 0; i < r->n_token; i++) {
         const bool last = i + 1 == r->n_token;
         const bool wanted = r->wants == KVC_WANT_ALL || (r->wants == KVC_WANT_LAST && last) ||
@@ -213,6 +214,49 @@ static int32_t accept(kvc_session *s) {
     int32_t from = step.pos;
     KVC_TRY(kvc__stack_begin(&s->stack, &step, &from, &s->err));
     return from < step.pos ? go_back(s, (uint32_t)from) : KVC_OK;
+}
+
+/* Begins to journal a step that can be taken back exactly: its tokens are of one page, nothing is
+ * computed again, and it ticks after its last token at most. */
+static void begin_journal(kvc_session *s) {
+    const uint32_t n = s->n_token - s->n_valid;
+    if (s->store.journal.ref == NULL || s->n_valid != s->n_old ||
+        (s->stack.flags & KVC_PLAN_TRANSIENT) != 0 ||
+        s->n_valid / KVC_PAGE != (s->n_token - 1) / KVC_PAGE) {
+        return;
+    }
+    for (uint32_t i = s->n_valid; i + 1 < s->n_valid + n; i++) {
+        if (kvc__stack_ticks(&s->stack, (int32_t)i, (s->flag[i] & KVC__TOKEN_ENDS) != 0)) {
+            return;
+        }
+    }
+    kvc__store_journal_begin(&s->store);
+}
+
+/* Accepts a journalled step. */
+static int32_t commit_journal(kvc_session *s) {
+    uint32_t layer = 0;
+    if (!s->store.journal.on) {
+        return KVC_OK;
+    }
+    const int32_t rc = kvc__store_journal_commit(&s->store, &layer);
+    return rc == KVC_OK ? rc
+                        : kvc__stack_blame(&s->stack, rc, "move", layer, 0, (int32_t)s->n_token - 1,
+                                           &s->err);
+}
+
+/* Takes a journalled step back, if the stages can follow. */
+static bool undo_journal(kvc_session *s) {
+    if (!s->store.journal.on) {
+        return false;
+    }
+    s->store.journal.on = false;
+    if (!kvc__stack_returns(&s->stack, (int32_t)s->n_old)) {
+        return false;
+    }
+    kvc__store_journal_undo(&s->store);
+    s->n_valid = s->n_old;
+    return true;
 }
 
 /* Room for the logits that the run wants. The only allocation of a call, and only when it wants
@@ -243,11 +287,21 @@ static void fail_run(kvc_session *s, int32_t status) {
     s->run->status = status;
     s->n_logits = 0;
     s->n_token = s->n_old;
-    if (!can_undo(status)) {
+    if (!kvc__stack_can_undo(status)) {
         kill_session(s, status);
         return;
     }
     const kvc__err why = s->err;
+    if (undo_journal(s)) {
+        const int32_t failed = kvc__stack_truncate(&s->stack, (int32_t)s->n_old, &s->err);
+        if (failed < 0) {
+            kill_session(s, failed);
+            s->run->status = failed;
+        } else {
+            s->err = why;
+        }
+        return;
+    }
     uint32_t pos = s->n_valid < s->n_old ? s->n_valid : s->n_old;
     if ((s->stack.flags & KVC_PLAN_TRANSIENT) != 0) {
         pos = 0; /* pages go back after every call, good or bad */
@@ -277,7 +331,7 @@ static void cut_part(kvc_session *s, uint32_t room, kvc__part *p, int32_t *want)
                      .flag = s->flag + s->n_valid,
                      .n = n,
                      .pos0 = (int32_t)s->n_valid,
-                     .new_pos = (int32_t)s->n_old,
+                     .new_pos = (int32_t)s->n_mark,
                      .last = n == left,
                      .cancel = &s->cancel,
                      .logits = s->logits,
@@ -285,18 +339,54 @@ static void cut_part(kvc_session *s, uint32_t room, kvc__part *p, int32_t *want)
                      .err = &s->err};
 }
 
+/* Rows of logits that the run wants of tokens below n_valid. */
+static uint32_t wanted_below(const kvc_session *s) {
+    uint32_t n = 0;
+    for (uint32_t i = s->n_old; i < s->n_valid; i++) {
+        n += (s->flag[i] & KVC__TOKEN_WANTED) != 0;
+    }
+    return n;
+}
+
+/* A page that the tier has lost is computed again: the session goes back to where it begins, and
+ * the call goes on from there. Once a call: a page that is lost again may be lost for ever. */
+static bool recover(kvc_session *s) {
+    const uint32_t page = kvc__pager_take_lost(s->store.pager);
+    if (s->recovered || page == UINT32_MAX) {
+        return false;
+    }
+    s->recovered = true;
+    s->n_lost++;
+    s->store.journal.on = false;
+    const uint64_t pos = atomic_load(&s->store.evicted) != 0 ? 0 : (uint64_t)page * KVC_PAGE;
+    if (go_back(s, pos < s->n_valid ? (uint32_t)pos : s->n_valid) < 0) {
+        return false;
+    }
+    s->n_logits = wanted_below(s);
+    return true;
+}
+
 /* What a part's outcome means for its session. */
 static void settle_part(kvc_session *s, const kvc__part *p) {
+    if (p->status == KVC_E_LOST && s->store.pager != NULL && recover(s)) {
+        return;
+    }
     if (p->status < 0) {
         fail_run(s, p->status);
         return;
     }
-    const uint32_t old = s->n_valid < s->n_old ? s->n_old - s->n_valid : 0;
+    const uint32_t old = s->n_valid < s->n_mark ? s->n_mark - s->n_valid : 0;
     s->n_replayed += old < p->n ? old : p->n;
     s->n_computed += p->n;
     const bool prompt_end = (p->flag[p->n - 1] & KVC__TOKEN_ENDS) != 0;
     if (s->stack.has_end != 0 &&
         kvc__stack_cuts(&s->stack, p->pos0 + (int32_t)p->n - 1, prompt_end)) {
+        /* What waits in the layers comes before what the end evicts. */
+        int32_t rc = commit_journal(s);
+        if (rc < 0) {
+            fail_run(s, rc);
+            return;
+        }
         const kvc_step step = {.struct_size = sizeof step,
                                .n = p->n,
                                .pos = p->pos0,
@@ -304,13 +394,16 @@ static void settle_part(kvc_session *s, const kvc__part *p) {
                                .replay = p->pos0 < p->new_pos,
                                .last = p->last,
                                .token = p->token};
-        int32_t rc = kvc__stack_end(&s->stack, &step, prompt_end, &s->err);
+        rc = kvc__stack_end(&s->stack, &step, prompt_end, &s->err);
         for (uint32_t i = 0;
              rc == KVC_OK && (s->stack.flags & KVC_PLAN_EVICTS) != 0 && i < s->stack.n_layer; i++) {
             rc = kvc__store_settle(&s->store, i);
             if (rc < 0) {
                 rc = kvc__stack_blame(&s->stack, rc, "move", i, 0, p->pos0, &s->err);
             }
+        }
+        if (rc == KVC_E_LOST && s->store.pager != NULL && recover(s)) {
+            return;
         }
         if (rc < 0) {
             /* n_valid still is where the part began: its tick is to come again. */
@@ -319,6 +412,7 @@ static void settle_part(kvc_session *s, const kvc__part *p) {
         }
     }
     s->n_valid += p->n;
+    s->n_mark = s->n_valid > s->n_mark ? s->n_valid : s->n_mark;
 }
 
 /* One batch over all sessions that lack positions; false when there is none. */
@@ -346,6 +440,11 @@ static bool run_batch(kvc_session *const *s, uint32_t n) {
 
 /* The end of a good call. */
 static void finish_run(kvc_session *s) {
+    const int32_t committed = commit_journal(s);
+    if (committed < 0) {
+        fail_run(s, committed);
+        return;
+    }
     kvc__store_note_peak(&s->store);
     if ((s->stack.flags & KVC_PLAN_TRANSIENT) != 0) {
         int32_t rc = go_back(s, 0);
@@ -373,6 +472,8 @@ void kvc__session_decode(kvc_session *const *s, uint32_t n) {
         }
         if (rc < 0) {
             fail_run(s[i], rc);
+        } else {
+            begin_journal(s[i]);
         }
     }
     while (run_batch(s, n)) {

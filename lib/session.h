@@ -35,8 +35,10 @@ struct kvc_session {
     int32_t dead;      /* the status that killed it, or KVC_OK */
     /* of the decode call in progress */
     kvc_run *run;
-    uint32_t n_old; /* tokens before the call */
-    uint64_t n_computed, n_replayed, compute_ns, attention_ns, policy_ns;
+    uint32_t n_old;  /* tokens before the call */
+    uint32_t n_mark; /* what lies below has been computed before */
+    bool recovered;  /* this call has computed a lost page again */
+    uint64_t n_lost, n_computed, n_replayed, compute_ns, attention_ns, policy_ns;
     kvc__err err;
 };
 

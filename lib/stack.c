@@ -22,13 +22,13 @@ static uint64_t mix64(uint64_t x) {
 }
 
 /* The plan a stage starts from: zeros and the host's array of formats. */
-static int32_t stage_plan_init(kvc__stage *st, uint32_t n_layer, kvc__mem *mem, kvc__err *err) {
-    st->format = kvc__alloc_n(mem, n_layer, sizeof(kvc_format));
+static int32_t stage_plan_init(kvc__stage *st, kvc__err *err) {
+    st->format = kvc__alloc_n(st->home, st->n_layer, sizeof(kvc_format));
     if (st->format == NULL) {
         return kvc__fail(err, KVC_E_NOMEM, "no memory for the plan of policy '%s'",
                          st->policy.desc.name);
     }
-    for (uint32_t i = 0; i < n_layer; i++) {
+    for (uint32_t i = 0; i < st->n_layer; i++) {
         st->format[i].struct_size = sizeof(kvc_format);
     }
     st->plan.struct_size = sizeof(kvc_plan);
@@ -45,10 +45,11 @@ static void stage_said(kvc__stage *st, kvc__err *out) {
     pthread_mutex_unlock(&st->lock);
 }
 
-/* The status a failing hook gives the session: memory and cancelled work can be undone, the rest
- * kills the stack. */
-static int32_t hook_status(int32_t code) {
-    return code == KVC_E_NOMEM ? KVC_E_NOMEM : KVC_E_POLICY;
+/* The status a failing call gives the session: a lack of memory can be undone, and with a tier what
+ * a page on its way may meet; the rest kills the stack. */
+static int32_t hook_status(const kvc__stack *s, int32_t code) {
+    const bool tier = s->tier != NULL && (code == KVC_E_IO || code == KVC_E_LOST);
+    return code == KVC_E_NOMEM || tier ? code : KVC_E_POLICY;
 }
 
 static int32_t create_failed(kvc__stage *st, int32_t code, kvc__err *err) {
@@ -59,7 +60,8 @@ static int32_t create_failed(kvc__stage *st, int32_t code, kvc__err *err) {
                          st->policy.desc.name, (int)code);
     }
     const char *text = said.text[0] != '\0' ? said.text : kvc_status_text(code);
-    const bool callers = code == KVC_E_PARAM || code == KVC_E_NOMEM || code == KVC_E_UNSUPPORTED;
+    const bool callers = code == KVC_E_PARAM || code == KVC_E_NOMEM || code == KVC_E_UNSUPPORTED ||
+                         code == KVC_E_IO || code == KVC_E_NOT_FOUND;
     return kvc__fail(err, callers ? code : KVC_E_POLICY, "policy '%s' can't be created: %s",
                      st->policy.desc.name, text);
 }
@@ -70,22 +72,24 @@ static int32_t stage_create(kvc__stack *s, kvc__stage *st, const kvc__stack_env 
                             const kvc__search *search, const kvc__stage *like,
                             const kvc__spec_stage *words, uint32_t index, kvc__err *err) {
     st->stack = s;
+    st->home = env->family;
+    st->n_layer = env->shape->n_layer;
     if (like != NULL) {
         KVC_TRY(
-            kvc__policy_check(env->mem, &like->policy.desc, like->policy.path, &st->policy, err));
+            kvc__policy_check(st->home, &like->policy.desc, like->policy.path, &st->policy, err));
     } else {
-        KVC_TRY(kvc__registry_load(env->mem, search, words->word, &st->policy, err));
+        KVC_TRY(kvc__registry_load(st->home, search, words->word, &st->policy, err));
     }
     const uint32_t n = st->policy.desc.n_param;
     if (n > 0) {
-        st->value = kvc__alloc_n(env->mem, n, sizeof(kvc_value));
+        st->value = kvc__alloc_n(st->home, n, sizeof(kvc_value));
         if (st->value == NULL) {
             return kvc__fail(err, KVC_E_NOMEM, "no memory for the parameters of policy '%s'",
                              words->word);
         }
     }
     KVC_TRY(kvc__spec_values(words, &st->policy.desc, st->value, err));
-    KVC_TRY(stage_plan_init(st, env->shape->n_layer, env->mem, err));
+    KVC_TRY(stage_plan_init(st, err));
     st->seed = like != NULL ? like->seed : mix64(env->seed + 0x9e3779b97f4a7c15u * (index + 1));
     st->rng = st->seed;
     kvc__host_init(st, env);
@@ -94,14 +98,20 @@ static int32_t stage_create(kvc__stack *s, kvc__stage *st, const kvc__stack_env 
     return st->created ? KVC_OK : create_failed(st, rc, err);
 }
 
-static void stage_destroy(kvc__mem *mem, kvc__stage *st, uint32_t n_layer) {
+/* Drops a stack's hold of a stage; the last one destroys it. */
+static void stage_drop(kvc__stage *st) {
+    if (st == NULL || --st->n_holder > 0) {
+        return;
+    }
     if (st->policy.api.destroy != NULL && (st->self != NULL || st->created)) {
         st->policy.api.destroy(st->self);
     }
-    kvc__free(mem, st->format, n_layer * sizeof(kvc_format));
-    kvc__free(mem, st->value, st->policy.desc.n_param * sizeof(kvc_value));
-    kvc__policy_free(mem, &st->policy);
+    kvc__tier_close(&st->tier);
+    kvc__free(st->home, st->format, st->n_layer * sizeof(kvc_format));
+    kvc__free(st->home, st->value, st->policy.desc.n_param * sizeof(kvc_value));
+    kvc__policy_free(st->home, &st->policy);
     pthread_mutex_destroy(&st->lock);
+    kvc__free(st->home, st, sizeof *st);
 }
 
 /* ---------------------------------------------------------------- merging plans */
@@ -141,6 +151,34 @@ static int32_t check_format(const kvc__stage *st, uint32_t n_layer, kvc__err *er
     return said ? plan_bad(st, "has a format or a codec without answering 'format'", err) : KVC_OK;
 }
 
+/* A stage with a tier does nothing else: its instance serves several sessions. */
+static int32_t check_tier(kvc__stage *st, kvc__err *err) {
+    const kvc_plan *p = &st->plan;
+    const kvc_policy_api *api = &st->policy.api;
+    const bool where = (p->answers & KVC_ANSWERS_WHERE) != 0;
+    if (where != (p->tier != NULL)) {
+        return plan_bad(st, "has a tier without answering 'where', or the other way round", err);
+    }
+    if (!where) {
+        return KVC_OK;
+    }
+    if (p->answers != KVC_ANSWERS_WHERE || p->flags != 0 || p->observe != 0 || p->n_column > 0 ||
+        api->visible != NULL || api->begin != NULL || api->append != NULL || api->select != NULL ||
+        api->page_end != NULL || api->end != NULL || api->rewind != NULL || api->truncate != NULL) {
+        return plan_bad(st, "has a tier and something else, a hook or another answer", err);
+    }
+    const uint32_t size = p->tier->struct_size;
+    if (size >= 2 * sizeof(uint32_t)) {
+        memcpy(&st->tier.api, p->tier, size < sizeof st->tier.api ? size : sizeof st->tier.api);
+    }
+    if (st->tier.api.put == NULL || st->tier.api.get == NULL || st->tier.api.drop == NULL) {
+        return plan_bad(st, "has a tier without put, get or drop", err);
+    }
+    st->tier.self = st->self;
+    st->stack = NULL; /* it outlives this one */
+    return KVC_OK;
+}
+
 /* Checks one plan on its own. */
 static int32_t check_plan(kvc__stage *st, uint32_t n_layer, kvc__err *err) {
     kvc_plan *p = &st->plan;
@@ -165,11 +203,6 @@ static int32_t check_plan(kvc__stage *st, uint32_t n_layer, kvc__err *err) {
     if (p->positions > KVC_POSITIONS_CACHE || (p->observe & ~15u) != 0 || (p->flags & ~15u) != 0) {
         return plan_bad(st, "has flags that this host doesn't know", err);
     }
-    if ((p->answers & KVC_ANSWERS_WHERE) != 0) {
-        return kvc__fail(err, KVC_E_UNSUPPORTED,
-                         "policy '%s' wants to be a tier, which this version lacks",
-                         st->policy.desc.name);
-    }
     if ((api->visible != NULL || api->select != NULL || (p->flags & KVC_PLAN_EVICTS) != 0) &&
         !which) {
         return plan_bad(st, "gives up or hides entries without answering 'which'", err);
@@ -179,7 +212,8 @@ static int32_t check_plan(kvc__stage *st, uint32_t n_layer, kvc__err *err) {
         return plan_bad(
             st, "wants positions in the cache, which go with visible() and without evictions", err);
     }
-    return check_format(st, n_layer, err);
+    KVC_TRY(check_format(st, n_layer, err));
+    return check_tier(st, err);
 }
 
 /* A stage's answers must be its own: names both stages when they aren't. */
@@ -187,13 +221,13 @@ static int32_t check_conflict(kvc__stack *s, uint32_t index, kvc__err *err) {
     static const char *const question[] = {"which tokens are kept", "in what format pages are held",
                                            "where pages live"};
     for (uint32_t j = 0; j < index; j++) {
-        uint32_t both = s->stage[j].plan.answers & s->stage[index].plan.answers;
+        uint32_t both = s->stage[j]->plan.answers & s->stage[index]->plan.answers;
         for (uint32_t b = 0; b < 3; b++) {
             if ((both & (1u << b)) != 0) {
                 return kvc__fail(
                     err, KVC_E_CONFLICT,
                     "policies '%s' and '%s' both answer %s; take one of them out of the stack",
-                    s->stage[j].policy.desc.name, s->stage[index].policy.desc.name, question[b]);
+                    s->stage[j]->policy.desc.name, s->stage[index]->policy.desc.name, question[b]);
             }
         }
     }
@@ -236,8 +270,8 @@ static int32_t merge_layer(kvc__stack *s, const kvc_shape *shape, uint32_t i, kv
 static int32_t merge_formats(kvc__stack *s, const kvc_shape *shape, kvc__err *err) {
     kvc__stage *fs = NULL;
     for (uint32_t j = 0; j < s->n_stage; j++) {
-        if ((s->stage[j].plan.answers & KVC_ANSWERS_FORMAT) != 0) {
-            fs = &s->stage[j];
+        if ((s->stage[j]->plan.answers & KVC_ANSWERS_FORMAT) != 0) {
+            fs = s->stage[j];
         }
     }
     for (uint32_t i = 0; i < s->n_layer; i++) {
@@ -261,13 +295,39 @@ static int32_t merge_formats(kvc__stack *s, const kvc_shape *shape, kvc__err *er
     return KVC_OK;
 }
 
+/* Opens the tier of a new stage; one that is shared is open. */
+static int32_t merge_tier(kvc__stack *s, kvc__err *err) {
+    kvc__stage *st = s->tier;
+    if (st == NULL || st->n_holder > 1) {
+        return KVC_OK;
+    }
+    uint32_t heads = 0;
+    for (uint32_t i = 0; i < s->n_layer; i++) {
+        heads = s->n_head_kv[i] > heads ? s->n_head_kv[i] : heads;
+    }
+    const kvc__tier_env env = {.mem = st->home,
+                               .codec = &s->codec,
+                               .shape = s->shape,
+                               .n_head_kv = s->n_head_kv,
+                               .n_layer = s->n_layer,
+                               .n_call = kvc__pool_n_thread(s->pool) + KVC__IO_THREADS,
+                               .n_page = heads * KVC__RANGE_PAGES};
+    int32_t rc = kvc__tier_open(&st->tier, &env);
+    if (rc == KVC_E_POLICY && st->tier.layout.layer != NULL && st->said.text[0] == '\0') {
+        return kvc__fail(err, rc, "policy '%s': its codec's fields leave the page, or it failed",
+                         s->codec.owner != NULL ? s->codec.owner : st->policy.desc.name);
+    }
+    return rc == KVC_OK ? KVC_OK : create_failed(st, rc, err);
+}
+
 static void merge_hooks(kvc__stack *s) {
     s->chunk_invariant = 1;
     for (uint32_t j = 0; j < s->n_stage; j++) {
-        kvc__stage *st = &s->stage[j];
+        kvc__stage *st = s->stage[j];
         const kvc_policy_api *api = &st->policy.api;
         s->flags |= st->plan.flags;
         s->observe |= st->plan.observe;
+        s->tier = st->plan.tier != NULL ? st : s->tier;
         s->visible = api->visible != NULL ? st : s->visible;
         s->select = api->select != NULL ? st : s->select;
         s->positions |= st->plan.positions;
@@ -286,7 +346,7 @@ static void merge_hooks(kvc__stack *s) {
 static int32_t write_spec(kvc__stack *s, kvc__err *err) {
     size_t need = 1;
     for (uint32_t j = 0; j < s->n_stage; j++) {
-        need += kvc__spec_format(&s->stage[j].policy.desc, s->stage[j].value, NULL, 0) + 1;
+        need += kvc__spec_format(&s->stage[j]->policy.desc, s->stage[j]->value, NULL, 0) + 1;
     }
     s->spec = kvc__alloc(s->mem, need);
     if (s->spec == NULL) {
@@ -298,8 +358,8 @@ static int32_t write_spec(kvc__stack *s, kvc__err *err) {
         if (j > 0) {
             s->spec[at++] = '+';
         }
-        at +=
-            kvc__spec_format(&s->stage[j].policy.desc, s->stage[j].value, s->spec + at, need - at);
+        at += kvc__spec_format(&s->stage[j]->policy.desc, s->stage[j]->value, s->spec + at,
+                               need - at);
     }
     return KVC_OK;
 }
@@ -316,16 +376,29 @@ static int32_t stack_build(kvc__stack *s, const kvc__stack_env *env, const kvc__
         return kvc__fail(err, KVC_E_NOMEM, "no memory for the stages of a session");
     }
     for (uint32_t j = 0; j < spec->n_stage; j++) {
-        kvc__stage *st = &s->stage[j];
+        kvc__stage *other = like != NULL ? like->stage[j] : NULL;
+        if (other != NULL && other->plan.tier != NULL) {
+            other->n_holder++;
+            s->stage[j] = other;
+            s->n_stage = j + 1;
+            continue;
+        }
+        kvc__stage *st = kvc__alloc(env->family, sizeof *st);
+        if (st == NULL) {
+            return kvc__fail(err, KVC_E_NOMEM, "no memory for the stages of a session");
+        }
         pthread_mutex_init(&st->lock, NULL);
+        st->n_holder = 1;
+        st->home = env->family;
+        s->stage[j] = st;
         s->n_stage = j + 1;
-        const kvc__stage *other = like != NULL ? &like->stage[j] : NULL;
         KVC_TRY(stage_create(s, st, env, search, other, &spec->stage[j], j, err));
         KVC_TRY(check_plan(st, s->n_layer, err));
         KVC_TRY(check_conflict(s, j, err));
     }
     merge_hooks(s);
     KVC_TRY(merge_formats(s, env->shape, err));
+    KVC_TRY(merge_tier(s, err));
     if ((s->flags & KVC_PLAN_EVICTS) != 0 && !kvc__codec_movable(&s->codec) && s->log != NULL) {
         s->log(s->log_user, KVC_LOG_WARN,
                "entries are evicted, but the pages' format can't be compacted: memory is given "
@@ -361,7 +434,7 @@ int32_t kvc__stack_create(const kvc__stack_env *env, const kvc__search *search,
 
 void kvc__stack_destroy(kvc__stack *s) {
     for (uint32_t j = 0; j < s->n_stage; j++) {
-        stage_destroy(s->mem, &s->stage[j], s->n_layer);
+        stage_drop(s->stage[j]);
     }
     kvc__free(s->mem, s->stage, KVC__MAX_STAGE * sizeof *s->stage);
     kvc__free(s->mem, s->shape, s->n_layer * sizeof *s->shape);
@@ -378,9 +451,9 @@ static bool stage_ticks(const kvc__stage *st, int32_t pos, bool prompt_end) {
 
 bool kvc__stack_ticks(const kvc__stack *s, int32_t pos, bool prompt_end) {
     for (uint32_t j = 0; j < s->n_stage; j++) {
-        const kvc_policy_api *api = &s->stage[j].policy.api;
+        const kvc_policy_api *api = &s->stage[j]->policy.api;
         if ((api->page_end != NULL || api->end != NULL) &&
-            stage_ticks(&s->stage[j], pos, prompt_end)) {
+            stage_ticks(s->stage[j], pos, prompt_end)) {
             return true;
         }
     }
@@ -389,7 +462,7 @@ bool kvc__stack_ticks(const kvc__stack *s, int32_t pos, bool prompt_end) {
 
 bool kvc__stack_cuts(const kvc__stack *s, int32_t pos, bool prompt_end) {
     for (uint32_t j = 0; j < s->n_stage; j++) {
-        if (s->stage[j].policy.api.end != NULL && stage_ticks(&s->stage[j], pos, prompt_end)) {
+        if (s->stage[j]->policy.api.end != NULL && stage_ticks(s->stage[j], pos, prompt_end)) {
             return true;
         }
     }
@@ -407,15 +480,15 @@ static int32_t hook_failed(kvc__stage *st, int32_t code, const char *call, uint3
     if (layer != KVC_ALL) {
         snprintf(where, sizeof where, "layer %u, ", layer);
     }
-    return kvc__fail(err, hook_status(code), "policy '%s' failed in %s (%sposition %d): %s [%s]",
-                     st->policy.desc.name, call, where, (int)pos,
-                     said.text[0] != '\0' ? said.text : kvc_status_text(code),
-                     kvc_status_name(code));
+    return kvc__fail(
+        err, hook_status(st->stack, code), "policy '%s' failed in %s (%sposition %d): %s [%s]",
+        st->policy.desc.name, call, where, (int)pos,
+        said.text[0] != '\0' ? said.text : kvc_status_text(code), kvc_status_name(code));
 }
 
 int32_t kvc__stack_begin(kvc__stack *s, const kvc_step *step, int32_t *from, kvc__err *err) {
     for (uint32_t j = 0; j < s->n_stage; j++) {
-        kvc__stage *st = &s->stage[j];
+        kvc__stage *st = s->stage[j];
         if (st->policy.api.begin == NULL) {
             continue;
         }
@@ -438,7 +511,7 @@ int32_t kvc__stack_begin(kvc__stack *s, const kvc_step *step, int32_t *from, kvc
 
 int32_t kvc__stack_append(kvc__stack *s, const kvc_rows *rows) {
     for (uint32_t j = 0; j < s->n_stage; j++) {
-        kvc__stage *st = &s->stage[j];
+        kvc__stage *st = s->stage[j];
         if (st->policy.api.append == NULL) {
             continue;
         }
@@ -462,7 +535,7 @@ int32_t kvc__stack_page_end(kvc__stack *s, const kvc_step *step, uint32_t layer,
                             kvc__err *err) {
     const int32_t last = step->pos + (int32_t)step->n - 1;
     for (uint32_t j = 0; j < s->n_stage; j++) {
-        kvc__stage *st = &s->stage[j];
+        kvc__stage *st = s->stage[j];
         if (st->policy.api.page_end == NULL || !stage_ticks(st, last, prompt_end)) {
             continue;
         }
@@ -482,7 +555,7 @@ int32_t kvc__stack_page_end(kvc__stack *s, const kvc_step *step, uint32_t layer,
 int32_t kvc__stack_end(kvc__stack *s, const kvc_step *step, bool prompt_end, kvc__err *err) {
     const int32_t last = step->pos + (int32_t)step->n - 1;
     for (uint32_t j = 0; j < s->n_stage; j++) {
-        kvc__stage *st = &s->stage[j];
+        kvc__stage *st = s->stage[j];
         if (st->policy.api.end == NULL || !stage_ticks(st, last, prompt_end)) {
             continue;
         }
@@ -501,7 +574,7 @@ int32_t kvc__stack_end(kvc__stack *s, const kvc_step *step, bool prompt_end, kvc
 int32_t kvc__stack_rewind(kvc__stack *s, int32_t pos, int32_t *out, kvc__err *err) {
     *out = pos;
     for (uint32_t j = 0; j < s->n_stage; j++) {
-        kvc__stage *st = &s->stage[j];
+        kvc__stage *st = s->stage[j];
         int32_t mine = pos;
         if (st->policy.api.rewind != NULL) {
             mine = st->policy.api.rewind(st->self, pos);
@@ -522,9 +595,22 @@ int32_t kvc__stack_rewind(kvc__stack *s, int32_t pos, int32_t *out, kvc__err *er
     return KVC_OK;
 }
 
+bool kvc__stack_returns(kvc__stack *s, int32_t pos) {
+    bool all = true;
+    for (uint32_t j = 0; j < s->n_stage; j++) {
+        kvc__stage *st = s->stage[j];
+        if (st->policy.api.rewind != NULL) {
+            all &= st->policy.api.rewind(st->self, pos) == pos;
+        } else {
+            all &= (st->plan.flags & KVC_PLAN_STATE) == 0;
+        }
+    }
+    return all;
+}
+
 int32_t kvc__stack_truncate(kvc__stack *s, int32_t pos, kvc__err *err) {
     for (uint32_t j = 0; j < s->n_stage; j++) {
-        kvc__stage *st = &s->stage[j];
+        kvc__stage *st = s->stage[j];
         if (pos == 0) {
             st->rng = st->seed; /* what is computed again draws the same numbers */
         }
@@ -556,7 +642,7 @@ static bool has_state(const kvc__stage *st) {
 
 int32_t kvc__stack_can_save(const kvc__stack *s, kvc__err *err) {
     for (uint32_t j = 0; j < s->n_stage; j++) {
-        const kvc__stage *st = &s->stage[j];
+        const kvc__stage *st = s->stage[j];
         if (has_state(st) && (st->policy.api.save == NULL || st->policy.api.load == NULL)) {
             return kvc__fail(err, KVC_E_UNSUPPORTED,
                              "policy '%s' has state that it can't save: a session with it can't be "
@@ -591,7 +677,7 @@ static int32_t stage_save(kvc__stage *st, kvc__stream *out, kvc__err *err) {
 
 int32_t kvc__stack_save(kvc__stack *s, kvc__stream *out, kvc__err *err) {
     for (uint32_t j = 0; j < s->n_stage; j++) {
-        KVC_TRY(stage_save(&s->stage[j], out, err));
+        KVC_TRY(stage_save(s->stage[j], out, err));
     }
     return KVC_OK;
 }
@@ -636,7 +722,7 @@ static int32_t stage_load(kvc__stage *st, kvc__stream *in, kvc__err *err) {
 
 int32_t kvc__stack_load(kvc__stack *s, kvc__stream *in, kvc__err *err) {
     for (uint32_t j = 0; j < s->n_stage; j++) {
-        KVC_TRY(stage_load(&s->stage[j], in, err));
+        KVC_TRY(stage_load(s->stage[j], in, err));
     }
     return KVC_OK;
 }
@@ -700,9 +786,12 @@ static kvc__stage *blamed(const kvc__stack *s, const char *call) {
     if (strcmp(call, "select") == 0 && s->select != NULL) {
         return s->select;
     }
+    if (strcmp(call, "get") == 0 || strcmp(call, "put") == 0) {
+        return s->tier;
+    }
     const bool append = strcmp(call, "append") == 0;
     for (uint32_t j = 0; j < s->n_stage; j++) {
-        kvc__stage *st = &s->stage[j];
+        kvc__stage *st = s->stage[j];
         if (append ? st->policy.api.append == NULL : st->plan.codec == NULL) {
             continue;
         }
@@ -716,7 +805,8 @@ static kvc__stage *blamed(const kvc__stack *s, const char *call) {
 
 int32_t kvc__stack_blame(const kvc__stack *s, int32_t code, const char *call, uint32_t layer,
                          uint32_t head, int32_t pos, kvc__err *err) {
-    kvc__stage *st = blamed(s, call);
+    const bool tier = s->tier != NULL && (code == KVC_E_IO || code == KVC_E_LOST);
+    kvc__stage *st = tier ? s->tier : blamed(s, call);
     const char *text = kvc_status_text(code);
     if ((strcmp(call, "score") == 0 && s->codec.api.score == NULL) ||
         (strcmp(call, "mix") == 0 && s->codec.api.mix == NULL)) {
@@ -733,7 +823,7 @@ int32_t kvc__stack_blame(const kvc__stack *s, int32_t code, const char *call, ui
     } else if (strcmp(call, "visible") == 0) {
         text = "its ranges are not ascending, or show again what they had hidden";
     }
-    return kvc__fail(err, hook_status(code),
+    return kvc__fail(err, hook_status(s, code),
                      "policy '%s' failed in %s (layer %u, head %u, position %d): %s [%s]",
                      st->policy.desc.name, call, layer, head, (int)pos, text,
                      kvc_status_name(code));
@@ -749,7 +839,7 @@ void kvc__stack_claims(const kvc__stage *st, kvc_claims *out) {
 void kvc__stack_bytes(const kvc__stack *s, uint64_t *memory, uint64_t *disk) {
     int64_t m = 0, d = 0;
     for (uint32_t j = 0; j < s->n_stage; j++) {
-        kvc__stage *st = &s->stage[j];
+        kvc__stage *st = s->stage[j];
         m += (int64_t)atomic_load(&st->mem.used) + atomic_load(&st->other);
         d += atomic_load(&st->disk);
     }

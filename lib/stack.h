@@ -7,11 +7,13 @@
 
 #include "codec.h"
 #include "err.h"
+#include "io.h"
 #include "mem.h"
 #include "pool.h"
 #include "registry.h"
 #include "spec.h"
 #include "stream.h"
+#include "tier.h"
 
 #include "kvc/policy.h"
 
@@ -31,8 +33,12 @@ enum {
     KVC__EVICT_ALL    /* in end */
 };
 
-/** One stage. Its address is the ctx of its host table. */
+/** One stage. Its address is the ctx of its host table. A stage with a tier serves a session and
+ * its forks: what it needs of the stack is its own. */
 typedef struct kvc__stage {
+    uint32_t n_holder; /* stacks that hold it; guarded by the model's lock */
+    kvc__mem *home;    /* of its own blocks */
+    uint32_t n_layer;
     kvc__policy policy;
     kvc_value *value; /* [n_param] */
     kvc_host host;
@@ -51,12 +57,19 @@ typedef struct kvc__stage {
     uint32_t evict_layer;
     pthread_mutex_t lock; /* guards said */
     kvc__err said;        /* its last fail() */
-    struct kvc__stack *stack;
+    kvc__tier tier;       /* api.put NULL: none */
+    kvc__pool *pool;
+    const kvc__kern *kern;
+    uint32_t compute;
+    kvc_log_fn log;
+    void *log_user;
+    struct kvc__stack *stack; /* NULL for a tier */
 } kvc__stage;
 
 /** What a stack is made for. */
 typedef struct kvc__stack_env {
     kvc__mem *mem;
+    kvc__mem *family; /* outlives the session and its forks: memory of the stages */
     const kvc__kern *kern;
     kvc__pool *pool;
     const kvc_shape *shape;
@@ -69,18 +82,20 @@ typedef struct kvc__stack_env {
 typedef struct kvc__stack {
     kvc__mem *mem;
     kvc__pool *pool;
+    kvc__io *io; /* set by the session when there is a tier */
     const kvc__kern *kern;
     uint32_t compute, n_layer, n_ctx;
     kvc_log_fn log;
     void *log_user;
     uint32_t n_stage;
-    kvc__stage *stage; /* [n_stage] */
-    char *spec;        /* in full */
+    kvc__stage **stage; /* [n_stage] */
+    char *spec;         /* in full */
     size_t spec_bytes;
     /* the merged plan */
     kvc__page_shape *shape; /* [n_layer] */
     uint32_t *n_head_kv;    /* [n_layer] */
     kvc__codec codec;
+    kvc__stage *tier; /* the stage with the tier, or NULL */
     uint32_t flags, observe, positions;
     uint32_t n_column; /* the stages' own, all together */
     uint32_t chunk_invariant;
@@ -90,7 +105,8 @@ typedef struct kvc__stack {
 } kvc__stack;
 
 /** Loads, creates and merges the stages of a spec; or, when like is given, of that stack's own spec
- * and policies (search is then not used). On failure out is zeroed. */
+ * and policies (search is then not used), a stage with a tier being shared. On failure out is
+ * zeroed. With the model's lock held, as for destroying. */
 int32_t kvc__stack_create(const kvc__stack_env *env, const kvc__search *search,
                           const kvc__stack *like, const char *spec, kvc__stack *out, kvc__err *err);
 /** Destroys the stages; a zeroed stack is legal. */
@@ -111,6 +127,9 @@ int32_t kvc__stack_page_end(kvc__stack *s, const kvc_step *step, uint32_t layer,
 int32_t kvc__stack_end(kvc__stack *s, const kvc_step *step, bool prompt_end, kvc__err *err);
 int32_t kvc__stack_rewind(kvc__stack *s, int32_t pos, int32_t *out, kvc__err *err);
 int32_t kvc__stack_truncate(kvc__stack *s, int32_t pos, kvc__err *err);
+/** True when every stage is as it was at pos once the store is: it has no state of its own, or says
+ * that it can return there. */
+bool kvc__stack_returns(kvc__stack *s, int32_t pos);
 
 /** The ranges of positions that the query at pos of that layer sees, the layer's own window and the
  * query's own position included: at most KVC_MAX_RANGES + 1 of them, ascending, disjoint,
@@ -126,6 +145,11 @@ int32_t kvc__stack_load(kvc__stack *s, kvc__stream *in, kvc__err *err);
 /** KVC_OK when every stage can be saved; else as kvc__stack_save(). */
 int32_t kvc__stack_can_save(const kvc__stack *s, kvc__err *err);
 
+/** Whether a failed step can be undone; any other failure kills the stack. */
+static inline bool kvc__stack_can_undo(int32_t status) {
+    return status == KVC_E_NOMEM || status == KVC_E_CANCELLED || status == KVC_E_IO ||
+           status == KVC_E_LOST;
+}
 /** Completes the sentence for a failure that worker calls met at (layer, head, pos). */
 int32_t kvc__stack_blame(const kvc__stack *s, int32_t code, const char *call, uint32_t layer,
                          uint32_t head, int32_t pos, kvc__err *err);

@@ -26,7 +26,7 @@ struct head {
 static size_t versions_of(const kvc_session *s, char *out, size_t cap) {
     size_t n = 0;
     for (uint32_t i = 0; i < s->stack.n_stage; i++) {
-        const kvc_policy *p = &s->stack.stage[i].policy.desc;
+        const kvc_policy *p = &s->stack.stage[i]->policy.desc;
         const int m =
             snprintf(out != NULL && n < cap ? out + n : NULL, out != NULL && n < cap ? cap - n : 0,
                      "%s%s %s", i > 0 ? " " : "", p->name, p->version != NULL ? p->version : "");

@@ -4,8 +4,8 @@
  * no policy; it reads no page for attention (attend.h does).
  *
  * Page i of a lane holds positions 64i to 64i + 63 until a tick compacts the lane. The open page's
- * index is n_page. Sealed pages live in one arena per layer: reserved address space, committed on
- * use, given back. */
+ * index is n_page. Sealed pages live in one arena: in memory, or, when the plan has a tier and a
+ * layer's share of memory is full, away (store_tier.c). */
 #ifndef KVC_STORE_H
 #define KVC_STORE_H
 
@@ -13,6 +13,7 @@
 #include "codec.h"
 #include "err.h"
 #include "mem.h"
+#include "pager.h"
 #include "pool.h"
 #include "stack.h"
 #include "stream.h"
@@ -40,7 +41,25 @@ typedef struct kvc__lane {
     uint32_t n_live; /* live entries */
     uint8_t *open_k; /* [dim_k][64] open_type */
     uint8_t *open_v; /* [64][dim_v] open_type */
+    uint32_t held;   /* 1: the open page is empty and still holds the rows of the last sealed one */
+    uint32_t leaves; /* 1: the page that is being sealed goes to the tier */
 } kvc__lane;
+
+/** What waits in a layer until a step is accepted. */
+typedef struct kvc__journal_layer {
+    bool settle;
+    int32_t floor; /* of kvc__store_free_unseen(), or -1 */
+} kvc__journal_layer;
+
+/** What a step changes that computing can't bring back (store_journal.c). */
+typedef struct kvc__journal {
+    bool on;
+    int evicted;
+    kvc__lane *lane;           /* [n_lane] */
+    kvc__ref *ref;             /* [n_lane][cap_page] */
+    kvc__journal_layer *layer; /* [n_layer] */
+    float *column;             /* reserved, as the store's; or NULL */
+} kvc__journal;
 
 typedef struct kvc__store {
     kvc__mem *mem;
@@ -57,8 +76,14 @@ typedef struct kvc__store {
     int32_t *pos; /* reserved, [n_lane][cap_page × 64] positions of moved entries, or NULL */
     size_t pos_reserved;
     atomic_int evicted; /* 1: an entry was given up that no replay of a part can bring back */
-    uint64_t sealed_bytes, n_sealed, n_moved;
+    uint64_t sealed_bytes, n_sealed, n_moved; /* of pages in memory */
     uint64_t peak;
+    kvc__journal journal; /* when entries are evicted or have columns; else zeroed */
+    /* with a tier */
+    kvc__pager *pager;
+    size_t pager_bytes;
+    uint32_t *resident, *share; /* [n_layer] pages in memory, and how many may be */
+    uint64_t away_bytes, n_away;
 } kvc__store;
 
 /** Makes an empty store for the merged plan. family outlives the store and its forks: memory of
@@ -72,8 +97,10 @@ void kvc__store_destroy(kvc__store *s);
 static inline kvc__lane *kvc__store_lane(const kvc__store *s, uint32_t layer, uint32_t head) {
     return &s->lane[s->lane0[layer] + head];
 }
-/** The bytes of a sealed page, NULL when freed. */
+/** The bytes of a sealed page; NULL when freed or away. */
 const uint8_t *kvc__store_page(const kvc__store *s, uint32_t layer, const kvc__ref *ref);
+/** True when a page is in the tier. */
+bool kvc__store_is_away(const kvc__store *s, uint32_t layer, const kvc__ref *ref);
 /** Positions of page index i of a lane (i == n_page: the open page) into out[64]; returns its
  * entries. */
 uint32_t kvc__store_positions(const kvc__store *s, uint32_t lane, uint32_t i, int32_t *out);
@@ -84,11 +111,24 @@ float *kvc__store_column(const kvc__store *s, uint32_t lane, uint32_t col, uint3
  * dim_v]. [worker] */
 void kvc__store_append(kvc__store *s, uint32_t layer, uint32_t head, uint32_t n, int32_t pos0,
                        const float *k, size_t k_stride, const float *v, size_t v_stride);
+/** A sealed page that isn't freed, in memory: its own, or to [page_bytes] of the caller's. NULL
+ * when it can't be brought back: *rc then says KVC_E_LOST, KVC_E_IO, KVC_E_NOMEM or KVC_E_POLICY.
+ * [worker] */
+const uint8_t *kvc__store_bring(const kvc__store *s, uint32_t layer, uint32_t lane, uint32_t page,
+                                uint8_t *to, int32_t *rc);
+/** Memory for a page that is being filled, which is to be placed by kvc__store_place(): the slot's
+ * own, or one per head on its way to the tier. Takes a slot; NULL when there is none. [decode] */
+uint8_t *kvc__store_fill(kvc__store *s, uint32_t layer, uint32_t head, uint32_t *slot);
+/** Hands a filled page to the tier, if it goes there. On failure it stays in memory. */
+int32_t kvc__store_place(kvc__store *s, uint32_t layer, uint32_t head, uint32_t slot,
+                         uint8_t *bytes);
+
 /** Takes slots for sealing the full open pages of a layer. KVC_E_NOMEM. */
 int32_t kvc__store_seal_begin(kvc__store *s, uint32_t layer, kvc__err *err);
-/** Encodes one lane's open page into its slot. [worker] */
+/** Encodes one lane's open page, and hands it to the tier if it goes there. *call: what failed.
+ * [worker] */
 int32_t kvc__store_seal_lane(kvc__store *s, uint32_t layer, uint32_t head,
-                             kvc__codec_scratch *scratch);
+                             kvc__codec_scratch *scratch, const char **call);
 /** Makes the sealed pages part of the tables, empties the open pages. */
 void kvc__store_seal_end(kvc__store *s, uint32_t layer);
 /** Frees the pages of a layer that no query at or after position floor can see. */
@@ -100,6 +140,19 @@ int32_t kvc__store_settle(kvc__store *s, uint32_t layer);
 int32_t kvc__store_rewind(const kvc__store *s, int32_t pos);
 /** Goes back to pos, an answer of kvc__store_rewind(); 0 empties it. */
 void kvc__store_truncate(kvc__store *s, int32_t pos);
+
+/** Copies what a step is going to change; only when journal.ref isn't NULL. The step adds rows of
+ * one page and ticks after the last of them at most. Until it is committed or undone, settling and
+ * freeing wait. */
+void kvc__store_journal_begin(kvc__store *s);
+/** Accepts the step: what waits is done, as if it had not waited. *layer: where it failed. */
+int32_t kvc__store_journal_commit(kvc__store *s, uint32_t *layer);
+/** Takes the step back. */
+void kvc__store_journal_undo(kvc__store *s);
+int32_t kvc__store_journal_create(kvc__store *s, kvc__err *err);
+void kvc__store_journal_destroy(kvc__store *s);
+/** Frees page i of a lane, unless it is freed. */
+void kvc__store_free_page(kvc__store *s, uint32_t layer, kvc__lane *l, uint32_t i);
 
 /** Live entries of a lane: number, and what kvc_host_store offers. The caller checked layer and
  * head. */
@@ -125,10 +178,21 @@ int32_t kvc__store_load(kvc__store *s, uint32_t n_valid, kvc__stream *in);
 
 /** Counted bytes. */
 typedef struct kvc__store_bytes {
-    uint64_t sealed, open, meta, column;
+    uint64_t sealed, open, meta, column, buffer;
 } kvc__store_bytes;
 void kvc__store_count(const kvc__store *s, kvc__store_bytes *out);
-/** Raises the peak to what is held now, stages included. */
+/** All of them, stages included. */
+uint64_t kvc__store_held(const kvc__store *s);
+/** Raises the peak to that. */
 void kvc__store_note_peak(kvc__store *s);
+
+/** What a store with a tier needs beside the rest: a pager and each layer's share of the memory
+ * that the plan allows. KVC_E_PARAM when that is too little, KVC_E_NOMEM. (store_tier.c) */
+int32_t kvc__store_tier_create(kvc__store *s, kvc__err *err);
+void kvc__store_tier_destroy(kvc__store *s);
+/** Room for one page that is brought back; NULL without a tier. [decode] */
+uint8_t *kvc__store_buffer(const kvc__store *s);
+/** A page in memory became one in the tier, or the other way round when it is given up. */
+void kvc__store_count_away(kvc__store *s, uint32_t layer, int sign);
 
 #endif

@@ -154,9 +154,10 @@ int32_t kvc__store_drop(kvc__store *s, uint32_t lane, int32_t first, int32_t end
     return KVC_OK;
 }
 
-/* Decodes page i of a lane to rows as they are stored. */
+/* Decodes page i of a lane to rows as they are stored; buffer: for a page that has to be brought.
+ */
 static int32_t decode_page(const kvc__store *s, uint32_t layer, uint32_t head, uint32_t i,
-                           kvc__codec_scratch *rows) {
+                           uint8_t *buffer, kvc__codec_scratch *rows) {
     const kvc__lane *l = kvc__store_lane(s, layer, head);
     const kvc__page_shape *sh = &s->stack->shape[layer];
     if (i == l->n_page) {
@@ -164,19 +165,18 @@ static int32_t decode_page(const kvc__store *s, uint32_t layer, uint32_t head, u
         s->stack->kern->get_v(sh->open_type, l->open_v, sh->dim_v, rows->v);
         return KVC_OK;
     }
-    kvc_page page = {.struct_size = sizeof page,
-                     .layer = layer,
-                     .head = head,
-                     .n = l->page[i].n,
-                     .bytes = kvc__store_page(s, layer, &l->page[i])};
+    int32_t rc;
+    kvc_page page = {.struct_size = sizeof page, .layer = layer, .head = head, .n = l->page[i].n};
+    page.bytes = kvc__store_bring(s, layer, s->lane0[layer] + head, i, buffer, &rc);
+    KVC_TRY(rc);
     return kvc__codec_decode(&s->stack->codec, &page, rows);
 }
 
 /* The same as observers saw them: a Hadamard rotation is its own inverse. */
 static int32_t read_page(const kvc__store *s, uint32_t layer, uint32_t head, uint32_t i,
-                         kvc__codec_scratch *rows) {
+                         uint8_t *buffer, kvc__codec_scratch *rows) {
     const kvc__page_shape *sh = &s->stack->shape[layer];
-    KVC_TRY(decode_page(s, layer, head, i, rows));
+    KVC_TRY(decode_page(s, layer, head, i, buffer, rows));
     if (sh->had_k > 1) {
         s->stack->kern->hadamard(rows->k, sh->had_k, KVC_PAGE * sh->dim_k);
     }
@@ -191,7 +191,8 @@ int32_t kvc__store_read(const kvc__store *s, uint32_t layer, uint32_t head, uint
     const kvc__lane *l = kvc__store_lane(s, layer, head);
     const kvc__page_shape *sh = &s->stack->shape[layer];
     KVC_TRY(check_span(l, first, n, s));
-    const size_t bytes = KVC_PAGE * ((size_t)sh->dim_k + sh->dim_v) * sizeof(float);
+    const size_t row_bytes = KVC_PAGE * ((size_t)sh->dim_k + sh->dim_v) * sizeof(float);
+    const size_t bytes = row_bytes + (s->pager != NULL ? sh->page_bytes : 0);
     float *rows = kvc__alloc(s->mem, bytes);
     if (rows == NULL) {
         return KVC_E_NOMEM;
@@ -204,7 +205,7 @@ int32_t kvc__store_read(const kvc__store *s, uint32_t layer, uint32_t head, uint
     walk_skip(&w, first);
     for (uint32_t i = 0; i < n && walk_next(&w, &page, &e); i++) {
         if (page != have) {
-            KVC_CHECK(read_page(s, layer, head, page, &scratch));
+            KVC_CHECK(read_page(s, layer, head, page, (uint8_t *)rows + row_bytes, &scratch));
             have = page;
         }
         if (k != NULL) {

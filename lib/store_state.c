@@ -30,6 +30,7 @@ void kvc__store_copy(kvc__store *to, const kvc__store *from) {
             b->open_live = a->open_live;
             b->open_pos0 = a->open_pos0;
             b->n_live = a->n_live;
+            b->held = a->held;
             memcpy(b->page, a->page, a->n_page * sizeof *a->page);
             for (uint32_t p = 0; p < a->n_page; p++) {
                 if (a->page[p].slot != KVC__NO_SLOT) {
@@ -49,6 +50,11 @@ void kvc__store_copy(kvc__store *to, const kvc__store *from) {
     to->sealed_bytes = from->sealed_bytes;
     to->n_sealed = from->n_sealed;
     to->n_moved = from->n_moved;
+    to->away_bytes = from->away_bytes;
+    to->n_away = from->n_away;
+    for (uint32_t i = 0; from->pager != NULL && i < from->n_layer; i++) {
+        to->resident[i] = from->resident[i];
+    }
     kvc__store_note_peak(to);
 }
 
@@ -61,6 +67,17 @@ static int32_t put_columns(const kvc__store *s, uint32_t lane, uint32_t page, kv
         KVC_TRY(kvc__stream_write(out, kvc__store_column(s, lane, c, page), COLUMN_BYTES));
     }
     return KVC_OK;
+}
+
+/* A page that has to be brought back for saving. */
+static int32_t bring_page(const kvc__store *s, uint32_t layer, uint32_t lane, uint32_t i,
+                          const uint8_t **bytes, kvc__stream *out) {
+    int32_t rc;
+    *bytes = kvc__store_bring(s, layer, lane, i, kvc__store_buffer(s), &rc);
+    return rc == KVC_OK
+               ? rc
+               : kvc__fail(out->err, rc, "a page of layer %u can't be read from the tier: %s",
+                           layer, kvc_status_text(rc));
 }
 
 static int32_t put_page(const kvc__store *s, uint32_t layer, uint32_t lane, uint32_t i,
@@ -76,8 +93,9 @@ static int32_t put_page(const kvc__store *s, uint32_t layer, uint32_t lane, uint
         KVC_TRY(kvc__stream_write(out, moved_pos(s, lane, i), KVC_PAGE * sizeof(int32_t)));
     }
     if (held != 0) {
-        KVC_TRY(kvc__stream_write(out, kvc__store_page(s, layer, r),
-                                  s->stack->shape[layer].page_bytes));
+        const uint8_t *bytes;
+        KVC_TRY(bring_page(s, layer, lane, i, &bytes, out));
+        KVC_TRY(kvc__stream_write(out, bytes, s->stack->shape[layer].page_bytes));
     }
     return put_columns(s, lane, i, out);
 }
@@ -174,16 +192,22 @@ static int32_t get_page(kvc__store *s, uint32_t layer, uint32_t lane, uint32_t i
     l->n_page = i + 1;
     s->n_moved += moved;
     if (held != 0) {
-        const uint32_t slot = kvc__arena_take(s->arena, layer);
-        if (slot == KVC__NO_SLOT) {
+        uint32_t slot;
+        uint8_t *bytes = kvc__store_fill(s, layer, lane - s->lane0[layer], &slot);
+        if (bytes == NULL) {
             return damaged(in, lane, "more pages than there is room for");
         }
         l->page[i].slot = slot;
         l->n_live += popcount(live);
-        s->sealed_bytes += s->stack->shape[layer].page_bytes;
-        s->n_sealed++;
-        KVC_TRY(kvc__stream_read(in, kvc__arena_page(s->arena, layer, slot),
-                                 s->stack->shape[layer].page_bytes));
+        KVC_TRY(kvc__stream_read(in, bytes, s->stack->shape[layer].page_bytes));
+        int32_t rc = kvc__store_place(s, layer, lane - s->lane0[layer], slot, bytes);
+        if (rc < 0) {
+            return kvc__fail(in->err, rc, "a page of layer %u can't be given to the tier: %s",
+                             layer, kvc_status_text(rc));
+        }
+        if (kvc__store_is_away(s, layer, &l->page[i])) {
+            kvc__store_count_away(s, layer, 1);
+        }
     }
     return get_columns(s, lane, i, in);
 }

@@ -76,6 +76,15 @@ static int32_t move(void *self, uint32_t i, void *dst, uint32_t to, const void *
     return KVC_OK;
 }
 
+static uint32_t fields(void *self, uint32_t i, kvc_field *out, uint32_t cap) {
+    const quant8 *q = self;
+    const layer *l = &q->layer[i];
+    (void)cap;
+    q->math->i8_fields_k(q->host->ctx, l->dim_k, 0, out);
+    q->math->i8_fields_v(q->host->ctx, l->dim_v, (uint32_t)l->bytes_k, out + 2);
+    return 4;
+}
+
 static const kvc_codec codec = {.struct_size = sizeof codec,
                                 .flags = KVC_CODEC_MOVABLE,
                                 .page_bytes = page_bytes,
@@ -83,7 +92,8 @@ static const kvc_codec codec = {.struct_size = sizeof codec,
                                 .decode = decode,
                                 .score = score,
                                 .mix = mix,
-                                .move = move};
+                                .move = move,
+                                .fields = fields};
 
 /* What the packing takes: a multiple of 4, at most 1024. */
 static int32_t dim_check(const kvc_host *host, uint32_t i, uint32_t dim) {

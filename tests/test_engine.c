@@ -32,6 +32,11 @@ static const char *const specs[] = {
     "t_codec",
     "t_pages:pages=2",
     "t_pages:pages=2+quant8",
+    "t_tier",
+    "quant8+t_tier",
+    "window:size=100:sinks=4:positions=cache+quant8+t_tier",
+    "t_mass:budget=100+quant8+t_tier",
+    "t_pages:pages=2+t_tier",
 };
 #define N_MODEL (sizeof models / sizeof *models)
 #define N_SPEC  (sizeof specs / sizeof *specs)
@@ -217,11 +222,18 @@ START_TEST(policies_that_mean_the_same) {
         {"t_pages:pages=64", "full"},
         {"t_pages:pages=64+quant8", "quant8"},
         {"t_mass:budget=512", "full"},
+        {"t_tier", "full"},
+        {"full:type=f32+t_tier", "full:type=f32"},
+        {"quant8+t_tier", "quant8"},
+        {"window:size=100:sinks=4+quant8+t_tier", "window:size=100:sinks=4+quant8"},
+        {"t_mass:budget=100+t_tier", "t_mass:budget=100"},
+        {"t_pages:pages=2+quant8+t_tier", "t_pages:pages=2+quant8"},
     };
+    enum { N_PAIR = sizeof pairs / sizeof *pairs };
     const size_t n = (size_t)_i;
     const char *compute = n % 2 == 0 ? "f32" : "int8";
-    const char *const *pair = pairs[n / 2 % 12];
-    kvc_model *m = util_model(models[n / 24], 2, 0);
+    const char *const *pair = pairs[n / 2 % N_PAIR];
+    kvc_model *m = util_model(models[n / 2 / N_PAIR], 2, 0);
     const uint32_t vocab = util_vocab(m);
     int32_t token[N];
     float *a = calloc(ROWS * vocab, sizeof *a), *b = calloc(ROWS * vocab, sizeof *b);
@@ -363,7 +375,7 @@ int main(int argc, char **argv) {
     tcase_add_loop_test(tc, company_does_not_matter, 0, GRID);
     tcase_add_loop_test(tc, truncation_and_replay_do_not_matter, 0, GRID);
     tcase_add_loop_test(tc, truncation_forgets_the_tail, 0, GRID);
-    tcase_add_loop_test(tc, policies_that_mean_the_same, 0, (int)(N_MODEL * 24));
+    tcase_add_loop_test(tc, policies_that_mean_the_same, 0, (int)(N_MODEL * 36));
     tcase_add_test(tc, policies_that_differ_do);
     tcase_add_loop_test(tc, levels_are_equal, 0, (int)N_MODEL);
     return run(suite, CK_NORMAL);

@@ -197,6 +197,43 @@ START_TEST(decode_without_memory) {
 }
 END_TEST
 
+/* Before each step of a generation the same step fails: in the middle, and at ticks in page_end
+ * too. Nothing is computed again for it, whatever the stack has evicted, and nothing differs. */
+START_TEST(a_failed_step_costs_no_replay) {
+    static const char *const stack[] = {
+        "spy+t_mass:budget=40",
+        "t_mass:budget=40+quant8+spy",
+        "t_mass:budget=40+t_tier+spy",
+        "spy+window:size=70+quant8",
+        "spy+quant8",
+        "spy+quant8+t_tier",
+        "spy+t_mass:budget=0+t_codec",
+        "t_pages:pages=1+spy",
+    };
+    kvc_session *good = open_spec(stack[_i]), *s = open_spec(stack[_i]);
+    ck_assert_int_eq(kvc_session_prefill(good, tokens, 100), KVC_OK);
+    ck_assert_int_eq(kvc_session_prefill(s, tokens, 100), KVC_OK);
+    for (uint32_t at = 100; at < 330; at++) {
+        const bool ticks = at == 100 || (at + 1) % KVC_PAGE == 0;
+        for (int hook = APPEND; hook <= (ticks ? PAGE_END : APPEND); hook++) {
+            spy.code[hook] = KVC_E_NOMEM;
+            ck_assert_int_eq(kvc_session_decode(s, tokens + at, 1), KVC_E_NOMEM);
+            spy.code[hook] = KVC_OK;
+            ck_assert_uint_eq(kvc_session_n_past(s), at);
+        }
+        ck_assert_int_eq(kvc_session_decode(good, tokens + at, 1), KVC_OK);
+        ck_assert_int_eq(kvc_session_decode(s, tokens + at, 1), KVC_OK);
+        util_same(kvc_session_logits(good, 0), kvc_session_logits(s, 0), 1, VOCAB, stack[_i]);
+        ck_assert_msg(stats_of(s).n_replayed == 0, "%s: %llu tokens computed again at %u",
+                      stack[_i], (unsigned long long)stats_of(s).n_replayed, at);
+    }
+    ck_assert_uint_eq(stats_of(s).n_entry, stats_of(good).n_entry);
+    ck_assert_uint_eq(stats_of(s).kv_bytes, stats_of(good).kv_bytes);
+    kvc_session_close(s);
+    kvc_session_close(good);
+}
+END_TEST
+
 /* Going back is the one thing that can't be undone: the stage is lost, and nothing else is. */
 START_TEST(truncate_without_memory) {
     heap h;
@@ -303,7 +340,7 @@ START_TEST(plans_that_are_refused) {
         const char *word;
     } cases[] = {
         {"b_plan_answers_bits", KVC_E_POLICY, "question"},
-        {"b_plan_where", KVC_E_UNSUPPORTED, "tier"},
+        {"b_plan_where", KVC_E_POLICY, "tier"},
         {"b_plan_quantum", KVC_E_POLICY, "quantum"},
         {"b_plan_columns", KVC_E_POLICY, "columns"},
         {"b_plan_observe", KVC_E_POLICY, "flags"},
@@ -504,6 +541,7 @@ static void add_memory_cases(Suite *suite) {
     tcase_add_loop_test(tc, open_without_memory, 0, N_SPEC);
     tcase_add_test(tc, open_without_memory_of_the_model);
     tcase_add_loop_test(tc, decode_without_memory, 0, 6);
+    tcase_add_loop_test(tc, a_failed_step_costs_no_replay, 0, 8);
     tcase_add_test(tc, truncate_without_memory);
 }
 

@@ -37,7 +37,11 @@ typedef struct lane {
 typedef struct world {
     kvc__mem mem;
     kvc__stack stack;
-    kvc__stage sees;
+    kvc__stage sees, tier;
+    kvc__pool *pool;
+    kvc__io *io;
+    size_t layer_bytes[N_LAYER];
+    uint64_t n_kept; /* pages in the tier */
     kvc__store store;
     kvc__page_shape shape[N_LAYER];
     uint32_t n_head_kv[N_LAYER];
@@ -49,7 +53,9 @@ typedef struct world {
     int32_t size, sinks;  /* of what is seen */
     int32_t end;          /* positions appended */
     bool evicted, gentle; /* gentle: it may evict and never does */
-    lane lane[N_LANE];    /* the plain model */
+    bool tiered;
+    bool held;         /* the last sealed pages' rows are still in the open ones */
+    lane lane[N_LANE]; /* the plain model */
 } world;
 
 static uint32_t rnd(world *w, uint32_t n) {
@@ -83,6 +89,52 @@ static uint32_t visible(void *self, uint32_t layer, int32_t pos, kvc_range *out,
     }
     out[n++] = (kvc_range){pos - size + 1, pos + 1};
     return n;
+}
+
+/* A tier in libc's memory: what isn't dropped is found by a count and by leak checkers. */
+static int32_t tier_put(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride) {
+    world *w = self;
+    for (uint32_t i = 0; i < n; i++) {
+        kvc_tier_page *p = kvc_tier_page_at(page, stride, i);
+        const size_t bytes = w->layer_bytes[p->layer];
+        p->key[0] = (uint64_t)(uintptr_t)memcpy(malloc(bytes), p->bytes, bytes);
+        p->key[1] = p->layer * 100 + p->head;
+        w->n_kept++;
+    }
+    return KVC_OK;
+}
+
+static int32_t tier_get(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride) {
+    const world *w = self;
+    for (uint32_t i = 0; i < n; i++) {
+        kvc_tier_page *p = kvc_tier_page_at(page, stride, i);
+        ck_assert_uint_eq(p->key[1], p->layer * 100 + p->head);
+        memcpy(p->bytes, (const void *)(uintptr_t)p->key[0], w->layer_bytes[p->layer]);
+    }
+    return KVC_OK;
+}
+
+static void tier_drop(void *self, const kvc_tier_page *page, uint32_t n, uint32_t stride) {
+    world *w = self;
+    (void)stride;
+    ck_assert_uint_eq(n, 1);
+    free((void *)(uintptr_t)page->key[0]);
+    w->n_kept--;
+}
+
+static void world_tier(world *w) {
+    w->tier.tier.api = (kvc_tier){
+        .struct_size = sizeof(kvc_tier), .put = tier_put, .get = tier_get, .drop = tier_drop};
+    w->tier.tier.self = w;
+    w->tier.plan.hot_bytes = KVC_HOT_LEAST;
+    w->stack.tier = &w->tier;
+    for (uint32_t i = 0; i < N_LAYER; i++) {
+        w->layer_bytes[i] = w->shape[i].page_bytes;
+    }
+    ck_assert_int_eq(kvc__pool_create(&w->mem, 1, &w->pool, &w->err), KVC_OK);
+    ck_assert_int_eq(kvc__io_create(&w->mem, &w->io, &w->err), KVC_OK);
+    w->stack.pool = w->pool;
+    w->stack.io = w->io;
 }
 
 static void world_stack(world *w, uint32_t open, uint32_t sealed, bool columns) {
@@ -124,7 +176,7 @@ static void world_stack(world *w, uint32_t open, uint32_t sealed, bool columns) 
     }
 }
 
-static world *world_sized(uint32_t kind, uint64_t seed, uint32_t n_ctx) {
+static world *world_sized(uint32_t kind, uint64_t seed, uint32_t n_ctx, bool tiered) {
     static const uint32_t types[] = {KVC_TYPE_F32, KVC_TYPE_F16, KVC_TYPE_BF16};
     world *w = calloc(1, sizeof *w);
     ck_assert_ptr_nonnull(w);
@@ -139,17 +191,27 @@ static world *world_sized(uint32_t kind, uint64_t seed, uint32_t n_ctx) {
         (kvc__codec_scratch){w->rows, w->rows + KVC_PAGE * DIM_V, w->rows + 2 * KVC_PAGE * DIM_V};
     world_stack(w, types[rnd(w, 3)], types[rnd(w, 3)], rnd(w, 2) != 0);
     w->stack.n_ctx = n_ctx;
+    w->tiered = tiered;
+    if (tiered) {
+        world_tier(w);
+    }
     ck_assert_int_eq(kvc__store_create(&w->mem, &w->mem, &w->stack, NULL, &w->store, &w->err),
                      KVC_OK);
+    for (uint32_t i = 0; tiered && i < N_LAYER; i++) {
+        w->store.share[i] = rnd(w, 4); /* of pages that stay in memory */
+    }
     return w;
 }
 
 static world *world_new(uint32_t kind, uint64_t seed) {
-    return world_sized(kind, seed, N_CTX);
+    return world_sized(kind, seed, N_CTX, seed % 2 != 0);
 }
 
 static void world_free(world *w) {
     kvc__store_destroy(&w->store);
+    ck_assert_uint_eq(w->n_kept, 0);
+    kvc__io_destroy(w->io);
+    kvc__pool_destroy(w->pool);
     ck_assert_uint_eq(atomic_load(&w->mem.used), 0);
     free(w->rows);
     free(w);
@@ -174,10 +236,12 @@ static void entry_fill(world *w, entry *e, int32_t pos) {
 }
 
 static void seal_all(world *w) {
+    w->held = true;
     for (uint32_t i = 0; i < N_LAYER; i++) {
         ck_assert_int_eq(kvc__store_seal_begin(&w->store, i, &w->err), KVC_OK);
         for (uint32_t h = 0; h < w->n_head_kv[i]; h++) {
-            ck_assert_int_eq(kvc__store_seal_lane(&w->store, i, h, &w->scratch), KVC_OK);
+            const char *call;
+            ck_assert_int_eq(kvc__store_seal_lane(&w->store, i, h, &w->scratch, &call), KVC_OK);
         }
         kvc__store_seal_end(&w->store, i);
     }
@@ -190,6 +254,7 @@ static void do_append(world *w, uint32_t n) {
     float k[KVC_PAGE][DIM_K + 3], v[KVC_PAGE][DIM_V + 1];
     const uint32_t room = KVC_PAGE - n_open(w);
     n = n < room ? n : room;
+    w->held = false;
     for (uint32_t l = 0; l < N_LANE; l++) {
         lane *y = &w->lane[l];
         for (uint32_t i = 0; i < n; i++) {
@@ -314,12 +379,13 @@ static void do_free(world *w) {
         lane_filter(w, l, keep);
         w->evicted = before;
     }
-    const uint64_t held = w->store.n_sealed;
+    const uint64_t held = w->store.n_sealed + w->store.n_away;
     for (uint32_t i = 0; i < N_LAYER; i++) {
         ck_assert_int_eq(kvc__store_free_unseen(&w->store, i, floor), KVC_OK);
     }
     /* The hole is closed at a tick that a replay would meet at another position. */
-    w->evicted |= (w->stack.flags & KVC_PLAN_EVICTS) != 0 && w->store.n_sealed < held;
+    w->evicted |=
+        (w->stack.flags & KVC_PLAN_EVICTS) != 0 && w->store.n_sealed + w->store.n_away < held;
 }
 
 static bool holds(const lane *y, int32_t pos) {
@@ -340,6 +406,9 @@ static bool reopens(world *w, int32_t pos) {
     }
     for (uint32_t l = 0; l < N_LANE; l++) {
         yes &= holds(&w->lane[l], pos - pos % (int32_t)KVC_PAGE);
+        const uint32_t page = (uint32_t)pos / KVC_PAGE;
+        yes &= page >= w->store.lane[l].n_page ||
+               !kvc__store_is_away(&w->store, layer_of(l), &w->store.lane[l].page[page]);
     }
     return yes;
 }
@@ -349,7 +418,8 @@ static int32_t rewind_expected(world *w, int32_t pos) {
     if (w->store.n_column > 0 || w->evicted) {
         return pos == w->end && n_open(w) > 0 ? pos : 0;
     }
-    if ((n_open(w) == 0 || pos < w->end - (int32_t)n_open(w)) && !reopens(w, pos)) {
+    const bool held = w->held && pos > w->end - (int32_t)KVC_PAGE;
+    if ((n_open(w) == 0 || pos < w->end - (int32_t)n_open(w)) && !reopens(w, pos) && !held) {
         pos -= pos % (int32_t)KVC_PAGE;
     }
     for (uint32_t l = 0; w->stack.visible != NULL && l < N_LANE; l++) {
@@ -368,6 +438,7 @@ static void do_truncate(world *w) {
     const int32_t to = kvc__store_rewind(&w->store, pos);
     ck_assert_int_eq(to, rewind_expected(w, pos));
     kvc__store_truncate(&w->store, to);
+    w->held &= to == w->end;
     for (uint32_t l = 0; l < N_LANE; l++) {
         lane *y = &w->lane[l];
         while (y->n > 0 && y->e[y->n - 1].pos >= to) {
@@ -427,11 +498,12 @@ static void check_span(world *w, uint32_t l, uint32_t first, uint32_t n) {
 
 /* Every slot has one owner, and the figures are those of the pages that are held. */
 static void check_pages(world *w) {
-    uint64_t pages = 0, sealed = 0, moved = 0, used = 0;
+    uint64_t pages = 0, sealed = 0, moved = 0, used = 0, away = 0;
     bool bad = false;
     const kvc__store *s = &w->store;
     for (uint32_t i = 0; i < N_LAYER; i++) {
-        uint8_t owned[N_HEAD * (N_CTX / KVC_PAGE + 1)] = {0};
+        uint8_t owned[N_HEAD * (N_CTX / KVC_PAGE + 1) + 1] = {0};
+        uint32_t resident = 0;
         for (uint32_t h = 0; h < w->n_head_kv[i]; h++) {
             const kvc__lane *l = kvc__store_lane(s, i, h);
             for (uint32_t p = 0; p < l->n_page; p++) {
@@ -443,25 +515,38 @@ static void check_pages(world *w) {
                 }
                 bad |= r->slot >= s->arena->layer[i].per_seg || owned[r->slot]++ != 0;
                 pages++;
-                sealed += w->shape[i].page_bytes;
                 moved += r->moved;
+                if (kvc__store_is_away(s, i, r)) {
+                    away++;
+                } else {
+                    resident++;
+                    sealed += w->shape[i].page_bytes;
+                }
             }
         }
         for (uint32_t x = 0; x < s->arena->layer[i].per_seg; x++) {
             used += s->arena->layer[i].holder[x];
         }
+        bad |= w->tiered && (resident != s->resident[i] || resident > s->share[i]);
     }
     kvc__store_bytes b;
     kvc__store_count(s, &b);
     ck_assert_msg(!bad, "a page is at the wrong place, or a slot has two owners or none");
-    ck_assert_uint_eq(s->n_sealed, pages);
+    ck_assert_uint_eq(s->n_sealed, pages - away);
+    ck_assert_uint_eq(s->n_away, away);
+    ck_assert_uint_eq(w->n_kept, away);
     ck_assert_uint_eq(used, pages);
     ck_assert_uint_eq(s->n_moved, moved);
     ck_assert_uint_eq(b.sealed, sealed);
     ck_assert_uint_eq(b.open, s->open_bytes);
-    ck_assert_uint_eq(b.column, (pages + N_LANE) * s->n_column * KVC_PAGE * sizeof(float));
-    ck_assert_uint_eq(b.meta, (uint64_t)N_LANE * w->store.cap_page * sizeof(kvc__ref) +
-                                  N_LANE * sizeof(kvc__lane) + moved * KVC_PAGE * sizeof(int32_t));
+    /* The journal has room for a copy of tables and columns. */
+    const uint64_t copies = s->journal.ref != NULL ? 2 : 1;
+    ck_assert_uint_eq(b.column, copies * (pages + N_LANE) * s->n_column * KVC_PAGE * sizeof(float));
+    ck_assert_uint_eq(b.meta, copies * N_LANE * w->store.cap_page * sizeof(kvc__ref) +
+                                  copies * N_LANE * sizeof(kvc__lane) +
+                                  (copies - 1) * N_LAYER * sizeof(kvc__journal_layer) +
+                                  moved * KVC_PAGE * sizeof(int32_t) +
+                                  pages * kvc__arena_slot_bytes(s->arena));
     kvc__store_note_peak(&w->store);
     ck_assert_uint_ge(s->peak, b.sealed + b.open + b.meta + b.column);
 }
@@ -593,7 +678,7 @@ static void fill_open(world *w, uint32_t page) {
 /* All slots can be used again and again; one page more than there is room for is refused, and the
  * store is as before. */
 START_TEST(no_slot_is_no_memory) {
-    world *w = world_sized(EVICTS, 1, 3000);
+    world *w = world_sized(EVICTS, 1, 3000, false);
     kvc__slots *a = &w->store.arena->layer[1];
     for (int turn = 0; turn < 2; turn++) {
         for (uint32_t l = 0; l < N_LANE; l++) {

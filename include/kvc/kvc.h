@@ -274,8 +274,8 @@ typedef struct kvc_session_stats {
     uint32_t n_past;      /**< tokens held */
     uint32_t n_ctx;       /**< most it can hold */
     uint32_t n_stage;     /**< stages of the stack */
-    uint64_t
-        kv_bytes; /**< all that the cache holds in memory now: the next four and the stages' own */
+    uint64_t kv_bytes; /**< all that the cache holds in memory now: the next four, buffer_bytes and
+                          the stages' own */
     uint64_t sealed_bytes;    /**< payload of sealed pages */
     uint64_t open_bytes;      /**< open pages */
     uint64_t meta_bytes;      /**< page tables, masks, positions */
@@ -291,6 +291,11 @@ typedef struct kvc_session_stats {
     uint64_t policy_ns;       /**< of it in hooks on the clock */
     uint32_t chunk_invariant; /**< 1: every stage has KVC_CAP_CHUNK_INVARIANT */
     uint32_t flags;           /**< KVC_PLAN_… of the merged plan */
+    uint64_t buffer_bytes;    /**< buffers for pages on their way from and to a tier */
+    uint64_t tier_bytes; /**< payload of the sealed pages that live in a tier, as it would be in
+                            memory */
+    uint64_t n_lost;     /**< times that pages which the tier had lost were computed again */
+    uint64_t wait_ns;    /**< time that threads waited for pages, all threads together */
 } kvc_session_stats;
 
 /** Fills out, whose struct_size is set by the caller. */
@@ -311,6 +316,10 @@ typedef struct kvc_stage_stats {
     uint64_t n_evicted;    /**< entries given up, as the policy says */
     uint64_t n_selected;   /**< pages left to be read by select(), as the policy says */
     uint64_t n_skipped;    /**< pages taken out by select(), as the policy says */
+    uint64_t stored_bytes; /**< what the pages in a tier take there, as the policy says */
+    uint64_t tier_ns;      /**< time in the tier's functions, all threads together */
+    uint64_t n_put;        /**< pages given to the tier */
+    uint64_t n_get;        /**< pages brought back from it */
 } kvc_stage_stats;
 
 /** Fills out for the i-th stage. @return KVC_OK, KVC_E_RANGE */

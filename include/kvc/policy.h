@@ -426,6 +426,8 @@ enum {
                                Only for stages that answer by visible() without evicting */
 };
 
+#define KVC_HOT_LEAST UINT64_MAX /**< hot_bytes of a plan: as little as possible */
+
 /** The plan: zeroed by the host, filled by create(). The plans of a stack are merged. */
 typedef struct kvc_plan {
     uint32_t struct_size; /**< sizeof in the host */
@@ -442,9 +444,10 @@ typedef struct kvc_plan {
     kvc_format *format; /**< the host's array, [n_layer] */
     const kvc_codec *codec; /**< a page format of the policy's own, or NULL; static */
     const kvc_tier *tier;   /**< where pages live, or NULL; static */
-    uint64_t hot_bytes; /**< with a tier: most bytes that the cache may hold in memory, page tables
-                           and the stages' own included; 0: the least that is possible and
-                           8 MiB. The host refuses what is below the least */
+    uint64_t hot_bytes;     /**< with a tier: most bytes that the cache may hold in memory, page
+                               tables, buffers and the stages' own included. 0: the least that is
+                               possible and 8 MiB; KVC_HOT_LEAST: no more than that. The host
+                               refuses what is below the least */
 } kvc_plan;
 
 /** Bytes to or from a file or another instance. Either function returns KVC_OK or a negative

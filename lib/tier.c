@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: MIT
+ * tier.c: calls of a policy's tier, timed and counted; what it answers is checked. */
+#include "tier.h"
+
+#include "os.h"
+
+/* Whether all elements of a field lie in a page. */
+static bool field_fits(const kvc_field *f, size_t page_bytes) {
+    if (f->n == 0 || f->run == 0 || f->n % f->run != 0 || f->elem == 0 || f->elem > 8 ||
+        (f->elem & (f->elem - 1)) != 0) {
+        return false;
+    }
+    const uint64_t last = (uint64_t)(f->n / f->run - 1) * f->run_stride +
+                          (uint64_t)(KVC_PAGE - 1) * f->entry_stride + (uint64_t)f->run * f->elem;
+    return f->offset + last <= page_bytes;
+}
+
+/* Asks the codec what is where in a layer's pages. */
+static int32_t layer_layout(kvc__tier *t, const kvc__tier_env *env, uint32_t i) {
+    kvc_field *field = t->field + (size_t)i * KVC_MAX_FIELDS;
+    const size_t bytes = env->shape[i].page_bytes;
+    const uint32_t n = kvc__codec_fields(env->codec, i, field);
+    if (n > KVC_MAX_FIELDS) {
+        return KVC_E_POLICY;
+    }
+    for (uint32_t f = 0; f < n; f++) {
+        field[f].struct_size = sizeof *field;
+        if (!field_fits(&field[f], bytes)) {
+            return KVC_E_POLICY;
+        }
+    }
+    t->layer[i] = (kvc_page_layout){.struct_size = sizeof *t->layer,
+                                    .n_head_kv = env->n_head_kv[i],
+                                    .page_bytes = bytes,
+                                    .n_field = n,
+                                    .field_stride = sizeof *field,
+                                    .field = field};
+    return KVC_OK;
+}
+
+int32_t kvc__tier_open(kvc__tier *t, const kvc__tier_env *env) {
+    t->mem = env->mem;
+    t->layout = (kvc_layout){.struct_size = sizeof t->layout,
+                             .n_layer = env->n_layer,
+                             .n_call = env->n_call,
+                             .n_page = env->n_page,
+                             .layer_stride = sizeof *t->layer};
+    t->layer = kvc__alloc_n(t->mem, env->n_layer, sizeof *t->layer);
+    t->field = kvc__alloc_n(t->mem, (size_t)env->n_layer * KVC_MAX_FIELDS, sizeof *t->field);
+    if (t->layer == NULL || t->field == NULL) {
+        return KVC_E_NOMEM;
+    }
+    t->layout.layer = t->layer;
+    for (uint32_t i = 0; i < env->n_layer; i++) {
+        KVC_TRY(layer_layout(t, env, i));
+    }
+    return t->api.open != NULL ? t->api.open(t->self, &t->layout) : KVC_OK;
+}
+
+void kvc__tier_close(kvc__tier *t) {
+    if (t->mem != NULL) {
+        kvc__free(t->mem, t->layer, t->layout.n_layer * sizeof *t->layer);
+        kvc__free(t->mem, t->field, (size_t)t->layout.n_layer * KVC_MAX_FIELDS * sizeof *t->field);
+    }
+}
+
+/* What a plugin's tier answered, as one of our statuses. */
+static int32_t checked(int32_t rc) {
+    return rc == KVC_OK || rc == KVC_E_NOMEM || rc == KVC_E_IO ? rc : KVC_E_POLICY;
+}
+
+int32_t kvc__tier_put(kvc__tier *t, kvc_tier_page *page, uint32_t n) {
+    const uint64_t t0 = kvc__clock_ns();
+    const int32_t rc = t->api.put(t->self, page, n, sizeof *page);
+    atomic_fetch_add(&t->ns, kvc__clock_ns() - t0);
+    if (rc == KVC_OK) {
+        atomic_fetch_add(&t->n_put, n);
+    }
+    return checked(rc);
+}
+
+int32_t kvc__tier_get(kvc__tier *t, kvc_tier_page *page, uint32_t n) {
+    const uint64_t t0 = kvc__clock_ns();
+    for (uint32_t i = 0; i < n; i++) {
+        page[i].status = KVC_OK;
+    }
+    const int32_t rc = t->api.get(t->self, page, n, sizeof *page);
+    atomic_fetch_add(&t->ns, kvc__clock_ns() - t0);
+    atomic_fetch_add(&t->n_get, n);
+    uint32_t lost = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        lost += page[i].status == KVC_E_LOST;
+    }
+    if (rc != KVC_E_LOST) {
+        return checked(rc);
+    }
+    /* A page that is lost is named; without a name none is. */
+    atomic_fetch_add(&t->n_lost, lost);
+    return lost > 0 ? KVC_E_LOST : KVC_E_POLICY;
+}
+
+void kvc__tier_drop(kvc__tier *t, const kvc_tier_page *page, uint32_t n) {
+    const uint64_t t0 = kvc__clock_ns();
+    t->api.drop(t->self, page, n, sizeof *page);
+    atomic_fetch_add(&t->ns, kvc__clock_ns() - t0);
+}

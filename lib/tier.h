@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: MIT
+ * tier.h: pages that live elsewhere: the one place that calls a policy's tier. It knows pages and
+ * keys, not lanes or sessions. */
+#ifndef KVC_TIER_H
+#define KVC_TIER_H
+
+#include "codec.h"
+#include "err.h"
+#include "mem.h"
+
+#include "kvc/policy.h"
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+/** A tier: a policy's table, its instance, and what its pages look like. */
+typedef struct kvc__tier {
+    kvc_tier api; /* the host's own copy */
+    void *self;
+    kvc__mem *mem; /* of the layout */
+    kvc_layout layout;
+    kvc_page_layout *layer;                     /* [n_layer] */
+    kvc_field *field;                           /* [n_layer][KVC_MAX_FIELDS] */
+    atomic_uint_least64_t ns;                   /* time in its calls, over all threads */
+    atomic_uint_least64_t n_put, n_get, n_lost; /* pages */
+} kvc__tier;
+
+/** What a tier is opened for. */
+typedef struct kvc__tier_env {
+    kvc__mem *mem; /* outlives the tier */
+    const kvc__codec *codec;
+    const kvc__page_shape *shape; /* [n_layer] */
+    const uint32_t *n_head_kv;    /* [n_layer] */
+    uint32_t n_layer, n_call, n_page;
+} kvc__tier_env;
+
+/** Tells t, whose api and self are set, how pages look. KVC_E_NOMEM, KVC_E_POLICY (fields that
+ * leave the page), or what the policy's open() answers. */
+int32_t kvc__tier_open(kvc__tier *t, const kvc__tier_env *env);
+/** Frees the layout; after the instance is destroyed. A zeroed tier is legal. */
+void kvc__tier_close(kvc__tier *t);
+
+/** put, get and drop of n pages that follow each other in memory. KVC_E_NOMEM, KVC_E_IO, KVC_E_LOST
+ * (get alone; the pages' status says which); KVC_E_POLICY for any other failure. [io] */
+int32_t kvc__tier_put(kvc__tier *t, kvc_tier_page *page, uint32_t n);
+int32_t kvc__tier_get(kvc__tier *t, kvc_tier_page *page, uint32_t n);
+void kvc__tier_drop(kvc__tier *t, const kvc_tier_page *page, uint32_t n);
+
+#endif

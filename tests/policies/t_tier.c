@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: MIT
+ * t_tier: a tier for tests. Pages are kept by libc's malloc, counted as disk, so whatever is not
+ * dropped is found by a leak checker; and calls fail when told to. */
+#include <kvc/policy.h>
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define HELP_NTH "this call of it fails, the first being 1; 0: none"
+
+static const kvc_param params[] = {
+    {.struct_size = sizeof(kvc_param),
+     .type = KVC_PARAM_SIZE,
+     .name = "hot",
+     .unit = "bytes",
+     .help = "bytes in memory; 0: the least",
+     .max = {.i = INT64_MAX}},
+    {.struct_size = sizeof(kvc_param),
+     .type = KVC_PARAM_INT,
+     .name = "fail_put",
+     .help = "put: " HELP_NTH,
+     .max = {.i = INT64_MAX}},
+    {.struct_size = sizeof(kvc_param),
+     .type = KVC_PARAM_INT,
+     .name = "fail_get",
+     .help = "get: " HELP_NTH,
+     .max = {.i = INT64_MAX}},
+    {.struct_size = sizeof(kvc_param),
+     .type = KVC_PARAM_INT,
+     .name = "lose",
+     .help = "get: from this call on the first page of each call is lost; 0: none",
+     .max = {.i = INT64_MAX}},
+    {.struct_size = sizeof(kvc_param),
+     .type = KVC_PARAM_INT,
+     .name = "lose_n",
+     .help = "get: how many calls lose a page",
+     .def = {.i = 1},
+     .max = {.i = INT64_MAX}},
+    {.struct_size = sizeof(kvc_param),
+     .type = KVC_PARAM_INT,
+     .name = "code",
+     .help = "what a failing call answers",
+     .def = {.i = KVC_E_IO},
+     .min = {.i = -100},
+     .max = {.i = 100}},
+};
+enum { P_HOT, P_FAIL_PUT, P_FAIL_GET, P_LOSE, P_LOSE_N, P_CODE, N_PARAM };
+
+typedef struct t_tier {
+    const kvc_host *host;
+    const kvc_layout *layout;
+    int64_t fail_put, fail_get, lose, lose_n;
+    int32_t code;
+    atomic_int_least64_t n_put, n_get, live;
+} t_tier;
+
+static int32_t open_tier(void *self, const kvc_layout *layout) {
+    t_tier *t = self;
+    t->layout = layout;
+    return layout->n_call > 0 && layout->n_page > 0 ? KVC_OK : KVC_E_ARG;
+}
+
+static void drop(void *self, const kvc_tier_page *page, uint32_t n, uint32_t stride) {
+    t_tier *t = self;
+    for (uint32_t i = 0; i < n; i++) {
+        const kvc_tier_page *p =
+            (const kvc_tier_page *)(const void *)((const char *)page + (size_t)i * stride);
+        const size_t bytes = kvc_layout_layer(t->layout, p->layer)->page_bytes;
+        free((void *)(uintptr_t)p->key[0]);
+        atomic_fetch_sub(&t->live, 1);
+        t->host->account(t->host->ctx, KVC_BYTES_DISK, -(int64_t)bytes);
+    }
+}
+
+static int32_t put(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride) {
+    t_tier *t = self;
+    if (atomic_fetch_add(&t->n_put, 1) + 1 == t->fail_put) {
+        return t->host->fail(t->host->ctx, t->code, "put was told to fail");
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        kvc_tier_page *p = kvc_tier_page_at(page, stride, i);
+        const size_t bytes = kvc_layout_layer(t->layout, p->layer)->page_bytes;
+        void *copy = malloc(bytes);
+        if (copy == NULL) {
+            drop(self, page, i, stride);
+            return KVC_E_NOMEM;
+        }
+        memcpy(copy, p->bytes, bytes);
+        p->key[0] = (uint64_t)(uintptr_t)copy;
+        p->key[1] = (uint64_t)p->layer << 32 | p->head;
+        atomic_fetch_add(&t->live, 1);
+        t->host->account(t->host->ctx, KVC_BYTES_DISK, (int64_t)bytes);
+    }
+    return KVC_OK;
+}
+
+static int32_t get(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride) {
+    t_tier *t = self;
+    const int64_t call = atomic_fetch_add(&t->n_get, 1) + 1;
+    const bool lose = t->lose > 0 && call >= t->lose && call < t->lose + t->lose_n;
+    if (call == t->fail_get) {
+        return t->host->fail(t->host->ctx, t->code, "get was told to fail");
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        kvc_tier_page *p = kvc_tier_page_at(page, stride, i);
+        if (p->key[1] != ((uint64_t)p->layer << 32 | p->head)) {
+            return t->host->fail(t->host->ctx, KVC_E_POLICY, "asked for a page by a wrong key");
+        }
+        if (lose && i == 0) {
+            p->status = KVC_E_LOST;
+            continue;
+        }
+        memcpy(p->bytes, (const void *)(uintptr_t)p->key[0],
+               kvc_layout_layer(t->layout, p->layer)->page_bytes);
+    }
+    return lose ? KVC_E_LOST : KVC_OK;
+}
+
+static const kvc_tier tier = {
+    .struct_size = sizeof tier, .open = open_tier, .put = put, .get = get, .drop = drop};
+
+static int32_t create(const kvc_host *host, const kvc_shape *shape, const kvc_value *value,
+                      kvc_plan *plan, void **self) {
+    t_tier *t = host->realloc(host->ctx, NULL, 0, sizeof *t, _Alignof(t_tier));
+    (void)shape;
+    if (t == NULL) {
+        return KVC_E_NOMEM;
+    }
+    *self = t;
+    t->host = host;
+    t->fail_put = value[P_FAIL_PUT].i;
+    t->fail_get = value[P_FAIL_GET].i;
+    t->lose = value[P_LOSE].i;
+    t->lose_n = value[P_LOSE_N].i;
+    t->code = (int32_t)value[P_CODE].i;
+    plan->answers = KVC_ANSWERS_WHERE;
+    plan->tier = &tier;
+    plan->hot_bytes = value[P_HOT].i != 0 ? (uint64_t)value[P_HOT].i : KVC_HOT_LEAST;
+    return KVC_OK;
+}
+
+static void destroy(void *self) {
+    t_tier *t = self;
+    if (atomic_load(&t->live) != 0) {
+        t->host->log(t->host->ctx, KVC_LOG_WARN, "t_tier: pages were not dropped");
+    }
+    t->host->realloc(t->host->ctx, t, sizeof *t, 0, _Alignof(t_tier));
+}
+
+static int32_t stats(void *self, kvc_claims *out) {
+    const t_tier *t = self;
+    out->stored_bytes = (uint64_t)atomic_load(&t->live);
+    return KVC_OK;
+}
+
+static const kvc_policy_api api = {
+    .struct_size = sizeof api, .create = create, .destroy = destroy, .stats = stats};
+
+static const kvc_policy policy = {
+    .struct_size = sizeof policy,
+    .abi = KVC_POLICY_ABI,
+    .abi_min = KVC_POLICY_ABI_MIN,
+    .n_param = N_PARAM,
+    .param_stride = sizeof params[0],
+    .caps = KVC_CAP_CHUNK_INVARIANT | KVC_CAP_LOSSLESS,
+    .name = "t_tier",
+    .version = "1.0.0",
+    .summary = "pages in libc's memory, for tests",
+    .license = "MIT",
+    .param = params,
+    .api = &api,
+};
+
+KVC_POLICY_EXPORT const kvc_policy *kvc_policy_entry(uint32_t host_abi, uint32_t index) {
+    (void)host_abi;
+    return index == 0 ? &policy : NULL;
+}

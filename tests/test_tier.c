@@ -1,0 +1,325 @@
+/* SPDX-License-Identifier: MIT
+ * test_tier.c: sessions whose pages live in a tier: what memory they take, what a failing or
+ * forgetful tier does to them, and that nobody can tell it from the logits. */
+#include "engine_util.h"
+
+#include <stdbool.h>
+
+#define N      1000u /* more ranges over all layers than a ring holds */
+#define WANTED 985u
+#define ROWS   (N - WANTED)
+#define N_CTX  1024
+
+static kvc_model *model;
+static uint32_t n_vocab;
+static int32_t token[N];
+static float *base, *got;
+
+static void setup(void) {
+    model = util_model("tiny-q8_0.gguf", 2, 0);
+    n_vocab = util_vocab(model);
+    util_tokens(token, N, n_vocab, 5);
+    base = calloc(ROWS * n_vocab, sizeof *base);
+    got = calloc(ROWS * n_vocab, sizeof *got);
+}
+
+static void teardown(void) {
+    kvc_model_close(model);
+    free(base);
+    free(got);
+}
+
+static kvc_session_stats stats_of(const kvc_session *s) {
+    kvc_session_stats st = {.struct_size = sizeof st};
+    ck_assert_int_eq(kvc_session_get_stats(s, &st), KVC_OK);
+    return st;
+}
+
+static kvc_stage_stats last_stage(const kvc_session *s) {
+    kvc_stage_stats st = {.struct_size = sizeof st};
+    ck_assert_int_eq(kvc_session_get_stage(s, stats_of(s).n_stage - 1, &st), KVC_OK);
+    return st;
+}
+
+/* Logits that the stack gives without its tier. */
+static void feed_base(const char *spec) {
+    kvc_session *s = util_session(model, spec, "f32", N_CTX);
+    util_feed(s, token, N, WANTED, N, n_vocab, base);
+    kvc_session_close(s);
+}
+
+START_TEST(pages_leave_memory) {
+    kvc_session *plain = util_session(model, "", "f32", N_CTX),
+                *s = util_session(model, "t_tier", "f32", N_CTX);
+    const uint64_t least = stats_of(s).kv_bytes;
+    util_feed(plain, token, N, N, N, n_vocab, got);
+    util_feed(s, token, N, N, N, n_vocab, got);
+    const kvc_session_stats a = stats_of(plain), b = stats_of(s);
+    ck_assert_uint_gt(a.sealed_bytes, 0);
+    ck_assert_uint_eq(a.tier_bytes, 0);
+    ck_assert_uint_eq(b.sealed_bytes, 0);
+    ck_assert_uint_eq(b.tier_bytes, a.sealed_bytes);
+    ck_assert_uint_eq(b.disk_bytes, a.sealed_bytes);
+    ck_assert_uint_eq(last_stage(s).n_put, last_stage(s).stored_bytes);
+    ck_assert_uint_gt(b.buffer_bytes, 0);
+    ck_assert_uint_lt(b.kv_peak_bytes, least + 4096); /* page tables grow */
+    ck_assert_uint_eq(b.kv_bytes, b.open_bytes + b.meta_bytes + b.column_bytes + b.buffer_bytes +
+                                      b.stage_bytes);
+    ck_assert_int_eq(kvc_session_truncate(s, 0), KVC_OK);
+    ck_assert_uint_eq(stats_of(s).tier_bytes, 0);
+    ck_assert_uint_eq(last_stage(s).stored_bytes, 0);
+    kvc_session_close(s);
+    kvc_session_close(plain);
+}
+END_TEST
+
+/* The bytes that a refusal says are needed. */
+static uint64_t least_of(const char *stages) {
+    char spec[128];
+    kvc_params *p = util_params();
+    kvc_session *s = NULL;
+    unsigned long long had = 0, need = 0;
+    ck_assert_int_eq(kvc_params_set_i64(p, "n_ctx", N_CTX), KVC_OK);
+    snprintf(spec, sizeof spec, "%st_tier:hot=1000", stages);
+    ck_assert_int_eq(kvc_session_open(model, spec, p, &s), KVC_E_PARAM);
+    ck_assert_ptr_null(s);
+    ck_assert_int_eq(sscanf(kvc_params_error(p),
+                            "policy 't_tier' may hold %llu bytes in memory, but this model, spec "
+                            "and n_ctx need %llu",
+                            &had, &need),
+                     2);
+    ck_assert_uint_eq(had, 1000);
+    kvc_params_destroy(p);
+    return need;
+}
+
+START_TEST(the_limit_is_kept) {
+    static const char *const stages[] = {"", "quant8+", "t_mass:budget=100+"};
+    const uint64_t least = least_of(stages[_i]);
+    feed_base(_i == 0 ? "" : _i == 1 ? "quant8" : "t_mass:budget=100");
+    uint64_t before = UINT64_MAX;
+    for (uint64_t more = 0; more <= 1000000; more += 200000) {
+        char spec[128];
+        snprintf(spec, sizeof spec, "%st_tier:hot=%llu", stages[_i],
+                 (unsigned long long)(least + more));
+        kvc_session *s = util_session(model, spec, "f32", N_CTX);
+        util_feed(s, token, N, WANTED, N, n_vocab, got);
+        util_same(base, got, ROWS, n_vocab, spec);
+        const kvc_session_stats st = stats_of(s);
+        ck_assert_uint_le(st.kv_peak_bytes, least + more);
+        ck_assert_uint_le(st.tier_bytes, before);
+        before = st.tier_bytes;
+        kvc_session_close(s);
+    }
+    ck_assert_uint_eq(before, 0); /* with that much nothing had to leave */
+    /* One byte less than the least is refused. */
+    kvc_params *p = util_params();
+    kvc_session *s = NULL;
+    char spec[128];
+    ck_assert_int_eq(kvc_params_set_i64(p, "n_ctx", N_CTX), KVC_OK);
+    snprintf(spec, sizeof spec, "%st_tier:hot=%llu", stages[_i], (unsigned long long)least - 1);
+    ck_assert_int_eq(kvc_session_open(model, spec, p, &s), KVC_E_PARAM);
+    kvc_params_destroy(p);
+}
+END_TEST
+
+/* ---------------------------------------------------------------- a tier that fails */
+
+static const char *const failing[] = {"", "quant8+", "window:size=100:sinks=4+",
+                                      "t_mass:budget=100+quant8+"};
+
+/* Feeds token by token behind a prompt until a call fails; answers its status, KVC_OK when none
+ * does. *at: tokens that the session had then. */
+static int32_t feed_until(kvc_session *s, uint32_t *at, uint32_t *row) {
+    for (;;) {
+        *at = kvc_session_n_past(s);
+        if (*at == N) {
+            return KVC_OK;
+        }
+        const bool prompt = *at < WANTED;
+        const int32_t rc = prompt ? kvc_session_prefill(s, token + *at, WANTED - *at)
+                                  : kvc_session_decode(s, token + *at, 1);
+        if (rc != KVC_OK) {
+            return rc;
+        }
+        if (!prompt) {
+            memcpy(got + (size_t)(*row)++ * n_vocab, kvc_session_logits(s, 0),
+                   n_vocab * sizeof *got);
+        }
+    }
+}
+
+/* Each call of the tier fails once; the step is undone, the session goes on, the logits are those
+ * of a tier that never fails. */
+START_TEST(a_failing_call_is_undone) {
+    const char *stages = failing[_i / 2], *what = _i % 2 == 0 ? "fail_put" : "fail_get";
+    char spec[128];
+    snprintf(spec, sizeof spec, "%st_tier", stages);
+    feed_base(spec);
+    uint32_t n = 0;
+    /* What was read ahead in vain may fail without harm, so not every call counts. */
+    for (uint32_t nth = 1; nth < 200; nth += nth < 12 ? 1 : 1 + nth / 4) {
+        uint32_t at, row = 0;
+        snprintf(spec, sizeof spec, "%st_tier:%s=%u", stages, what, nth);
+        kvc_session *s = util_session(model, spec, "f32", N_CTX);
+        int32_t rc = feed_until(s, &at, &row);
+        if (rc != KVC_OK) {
+            n++;
+            ck_assert_int_eq(rc, KVC_E_IO);
+            ck_assert_ptr_nonnull(strstr(kvc_session_error(s), "was told to fail"));
+            ck_assert_ptr_nonnull(strstr(kvc_session_error(s), "t_tier"));
+            ck_assert_uint_eq(kvc_session_n_past(s), at);
+            ck_assert_ptr_null(kvc_session_logits(s, 0));
+            rc = feed_until(s, &at, &row);
+            ck_assert_msg(rc == KVC_OK, "%s: %s", spec, kvc_session_error(s));
+        }
+        ck_assert_uint_eq(row, ROWS);
+        util_same(base, got, ROWS, n_vocab, spec);
+        kvc_session_close(s);
+    }
+    ck_assert_uint_gt(n, 3);
+}
+END_TEST
+
+START_TEST(lost_pages_are_computed_again) {
+    char spec[128];
+    snprintf(spec, sizeof spec, "%st_tier", failing[_i]);
+    feed_base(spec);
+    uint32_t n = 0;
+    for (uint32_t nth = 1; nth < 200; nth += nth < 12 ? 1 : 1 + nth / 4) {
+        uint32_t at, row = 0;
+        snprintf(spec, sizeof spec, "%st_tier:lose=%u", failing[_i], nth);
+        kvc_session *s = util_session(model, spec, "f32", N_CTX);
+        const int32_t rc = feed_until(s, &at, &row);
+        ck_assert_msg(rc == KVC_OK, "%s: %s", spec, kvc_session_error(s));
+        util_same(base, got, ROWS, n_vocab, spec);
+        const kvc_session_stats st = stats_of(s);
+        n += st.n_lost > 0;
+        ck_assert_uint_le(st.n_lost, 1);
+        ck_assert_uint_eq(st.n_computed, N + st.n_replayed);
+        kvc_session_close(s);
+    }
+    ck_assert_uint_gt(n, 3);
+}
+END_TEST
+
+/* Pages that are lost again and again: the call fails, the session lives, and when the tier has
+ * come to its senses it goes on. */
+START_TEST(lost_for_good) {
+    char spec[128];
+    uint32_t at, row = 0, fails = 0;
+    snprintf(spec, sizeof spec, "%st_tier", failing[_i]);
+    feed_base(spec);
+    snprintf(spec, sizeof spec, "%st_tier:lose=5:lose_n=40", failing[_i]);
+    kvc_session *s = util_session(model, spec, "f32", N_CTX);
+    for (int32_t rc; (rc = feed_until(s, &at, &row)) != KVC_OK; fails++) {
+        ck_assert_int_eq(rc, KVC_E_LOST);
+        ck_assert_uint_eq(kvc_session_n_past(s), at);
+        ck_assert_uint_lt(fails, 50);
+    }
+    ck_assert_uint_gt(fails, 0);
+    ck_assert_uint_eq(row, ROWS);
+    util_same(base, got, ROWS, n_vocab, spec);
+    kvc_session_close(s);
+}
+END_TEST
+
+/* Any other status is a broken policy. */
+START_TEST(a_broken_tier_kills) {
+    static const int code[] = {KVC_E_ARG, KVC_E_POLICY, 7, -99};
+    char spec[128];
+    uint32_t at, row = 0;
+    snprintf(spec, sizeof spec, "t_tier:%s=3:code=%d", _i % 2 == 0 ? "fail_put" : "fail_get",
+             code[_i / 2]);
+    kvc_session *s = util_session(model, spec, "f32", N_CTX),
+                *other = util_session(model, "t_tier", "f32", N_CTX);
+    ck_assert_int_eq(feed_until(s, &at, &row), KVC_E_POLICY);
+    ck_assert_int_eq(kvc_session_decode(s, token, 1), KVC_E_DEAD);
+    ck_assert_int_eq(feed_until(other, &at, &row), KVC_OK);
+    kvc_session_close(s);
+    kvc_session_close(other);
+}
+END_TEST
+
+/* ---------------------------------------------------------------- a tier that is shared */
+
+START_TEST(forks_share_a_tier) {
+    kvc_session *s = util_session(model, "quant8+t_tier", "f32", N_CTX), *f[4];
+    feed_base("quant8");
+    util_feed(s, token, 200, 200, 200, n_vocab, got);
+    const uint64_t pages = last_stage(s).stored_bytes;
+    ck_assert_uint_gt(pages, 0);
+    for (int i = 0; i < 4; i++) {
+        ck_assert_int_eq(kvc_session_fork(i == 0 ? s : f[i - 1], &f[i]), KVC_OK);
+        ck_assert_uint_eq(last_stage(f[i]).stored_bytes, pages);
+    }
+    kvc_session_close(s); /* the tier lives on */
+    ck_assert_int_eq(kvc_session_truncate(f[0], 10), KVC_OK);
+    ck_assert_uint_eq(last_stage(f[1]).stored_bytes, pages);
+    kvc_session_close(f[0]);
+    kvc_run run[3];
+    for (uint32_t at = 200; at < N;) {
+        const uint32_t n = at < WANTED ? WANTED - at : 1;
+        for (int i = 0; i < 3; i++) {
+            run[i] = (kvc_run){.struct_size = sizeof run[i],
+                               .wants = at < WANTED ? KVC_WANT_NONE : KVC_WANT_LAST,
+                               .session = f[i + 1],
+                               .token = token + at,
+                               .n_token = n};
+        }
+        ck_assert_int_eq(kvc_decode(run, 3, sizeof run[0]), KVC_OK);
+        for (int i = 0; at >= WANTED && i < 3; i++) {
+            util_same(base + (size_t)(at - WANTED) * n_vocab, kvc_session_logits(f[i + 1], 0), 1,
+                      n_vocab, "a fork");
+        }
+        at += n;
+    }
+    /* What they computed apart is theirs alone. */
+    ck_assert_uint_gt(last_stage(f[1]).stored_bytes, pages);
+    kvc_session_close(f[3]);
+    kvc_session_close(f[2]);
+    ck_assert_int_eq(kvc_session_truncate(f[1], 0), KVC_OK);
+    ck_assert_uint_eq(last_stage(f[1]).stored_bytes, 0);
+    kvc_session_close(f[1]);
+}
+END_TEST
+
+/* A saved session keeps the limit while it is loaded. */
+START_TEST(loading_keeps_the_limit) {
+    char path[] = "/tmp/kvc-test-tier-XXXXXX";
+    const int fd = mkstemp(path);
+    ck_assert_int_ge(fd, 0);
+    kvc_session *s = util_session(model, "t_tier", "f32", N_CTX), *l = NULL;
+    util_feed(s, token, 280, 280, 280, n_vocab, got);
+    ck_assert_int_eq(kvc_session_save(s, path), KVC_OK);
+    kvc_params *p = util_params();
+    ck_assert_msg(kvc_session_load(model, path, p, &l) == KVC_OK, "%s", kvc_params_error(p));
+    ck_assert_uint_eq(stats_of(l).tier_bytes, stats_of(s).tier_bytes);
+    ck_assert_uint_le(stats_of(l).kv_peak_bytes, stats_of(s).kv_peak_bytes);
+    kvc_session_close(l);
+    kvc_session_close(s);
+    kvc_params_destroy(p);
+    remove(path);
+}
+END_TEST
+
+int main(void) {
+    Suite *suite = suite_create("tier");
+    TCase *tc = tcase_create("tier");
+    tcase_set_timeout(tc, 300);
+    tcase_add_checked_fixture(tc, setup, teardown);
+    tcase_add_test(tc, pages_leave_memory);
+    tcase_add_loop_test(tc, the_limit_is_kept, 0, 3);
+    tcase_add_loop_test(tc, a_failing_call_is_undone, 0, 8);
+    tcase_add_loop_test(tc, lost_pages_are_computed_again, 0, 4);
+    tcase_add_loop_test(tc, lost_for_good, 0, 4);
+    tcase_add_loop_test(tc, a_broken_tier_kills, 0, 8);
+    tcase_add_test(tc, forks_share_a_tier);
+    tcase_add_test(tc, loading_keeps_the_limit);
+    suite_add_tcase(suite, tc);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed != 0;
+}
