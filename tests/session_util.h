@@ -42,6 +42,10 @@ static const char *const specs[] = {
     "t_codec",
     "t_pages:pages=2",
     "t_pages:pages=2+t_codec",
+    "t_tier",
+    "t_mass:budget=70+quant8+t_tier",
+    "quant8+offload:dir=/tmp",
+    "window:size=100+quant8+offload:dir=/tmp",
 };
 enum { N_SPEC = sizeof specs / sizeof *specs };
 

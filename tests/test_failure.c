@@ -234,6 +234,63 @@ START_TEST(a_failed_step_costs_no_replay) {
 }
 END_TEST
 
+/* Each allocation of a fork, of a save and of a load fails once, those of the stages too. The
+ * session goes on, and whatever was made in the end is whole. */
+START_TEST(copies_without_memory) {
+    heap h;
+    heap_init(&h);
+    char path[] = "/tmp/kvc-test-failure-XXXXXX", file[4096];
+    const int fd = mkstemp(path);
+    ck_assert_int_ge(fd, 0);
+    kvc_params *p = params_for(N_CTX, &h);
+    kvc_model *m = NULL;
+    kvc_session *s = NULL, *f = NULL, *l = NULL;
+    snprintf(file, sizeof file, "%s/tiny-f16.gguf", getenv("KVC_TEST_MODELS"));
+    ck_assert_int_eq(kvc_params_set_i64(p, "n_threads", 2), KVC_OK);
+    ck_assert_int_eq(kvc_model_open(file, p, &m), KVC_OK);
+    ck_assert_int_eq(kvc_session_open(m, specs[_i], p, &s), KVC_OK);
+    ck_assert_int_eq(kvc_session_decode(s, tokens, 200), KVC_OK);
+    float *want = in_two(specs[_i], 200, 330);
+    int n = 0;
+    for (int32_t rc = KVC_E_NOMEM; rc != KVC_OK; n++) {
+        atomic_store(&h.left, n);
+        rc = kvc_session_fork(s, &f);
+        atomic_store(&h.left, -1);
+        ck_assert_msg(rc == KVC_OK || rc == KVC_E_NOMEM, "%s", kvc_session_error(s));
+        ck_assert(rc == KVC_OK || f == NULL);
+    }
+    ck_assert_int_gt(n, 8);
+    n = 0;
+    for (int32_t rc = KVC_E_NOMEM; rc != KVC_OK; n++) {
+        atomic_store(&h.left, n);
+        rc = kvc_session_save(s, path);
+        atomic_store(&h.left, -1);
+        ck_assert_msg(rc == KVC_OK || rc == KVC_E_NOMEM, "%s", kvc_session_error(s));
+    }
+    ck_assert_int_gt(n, 1);
+    n = 0;
+    for (int32_t rc = KVC_E_NOMEM; rc != KVC_OK; n++) {
+        atomic_store(&h.left, n);
+        rc = kvc_session_load(m, path, p, &l);
+        atomic_store(&h.left, -1);
+        ck_assert_msg(rc == KVC_OK || rc == KVC_E_NOMEM, "%s", kvc_params_error(p));
+        ck_assert(rc == KVC_OK || l == NULL);
+    }
+    ck_assert_int_gt(n, 8);
+    goes_on(f, 330, want, "a fork made at last");
+    goes_on(l, 330, want, "a session loaded at last");
+    goes_on(s, 330, want, "the session that was forked and saved");
+    kvc_session_close(s);
+    kvc_session_close(l);
+    kvc_session_close(f);
+    kvc_model_close(m);
+    kvc_params_destroy(p);
+    heap_check_empty(&h);
+    free(want);
+    remove(path);
+}
+END_TEST
+
 /* Going back is the one thing that can't be undone: the stage is lost, and nothing else is. */
 START_TEST(truncate_without_memory) {
     heap h;
@@ -542,6 +599,7 @@ static void add_memory_cases(Suite *suite) {
     tcase_add_test(tc, open_without_memory_of_the_model);
     tcase_add_loop_test(tc, decode_without_memory, 0, 6);
     tcase_add_loop_test(tc, a_failed_step_costs_no_replay, 0, 8);
+    tcase_add_loop_test(tc, copies_without_memory, 0, N_SPEC);
     tcase_add_test(tc, truncate_without_memory);
 }
 

@@ -49,7 +49,7 @@ static bool make_stack(kvc__mem *mem, const kvc__kern *kern, const char *spec,
                              .compute = compute,
                              .layer_stride = sizeof *layer,
                              .layer = layer};
-    const kvc__stack_env env = {.mem = mem, .kern = kern, .shape = &shape};
+    const kvc__stack_env env = {.mem = mem, .family = mem, .kern = kern, .shape = &shape};
     kvc__params_search(p, &search);
     int32_t rc = kvc__stack_create(&env, &search, NULL, spec, out, &err);
     kvc_params_destroy(p);

@@ -269,6 +269,7 @@ static void make_sessions(void) {
     (void)make_session("mass", "t_mass:budget=10", 70);
     (void)make_session("mass-quant8", "t_mass:budget=10+quant8", 63);
     (void)make_session("pages", "t_pages:pages=1", 67);
+    (void)make_session("tier", "quant8+t_tier", 150);
     (void)make_session("none", "none", 9);
     kvc_session *s = tiny_session(tiny_model(16), "full", 256, KVC_COMPUTE_INT8);
     feed(s, 1, 100);

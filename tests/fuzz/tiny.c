@@ -29,7 +29,10 @@ const char *const tiny_stack[] = {"",
                                   "t_mass:budget=40+quant8",
                                   "t_codec",
                                   "t_pages:pages=1",
-                                  "t_pages:pages=2+quant8"};
+                                  "t_pages:pages=2+quant8",
+                                  "t_tier:lose=5",
+                                  "window:size=70:sinks=3+quant8+t_tier",
+                                  "t_mass:budget=40+quant8+t_tier"};
 const uint32_t tiny_n_stack = sizeof tiny_stack / sizeof *tiny_stack;
 
 /* ---------------------------------------------------------------- the file */
@@ -167,7 +170,7 @@ void tiny_put_model(bytes *b, const tiny_shape *s) {
 
 /* ---------------------------------------------------------------- params */
 
-#define POLICIES(X)   X(none) X(full) X(window) X(quant8) X(t_mass) X(t_codec) X(t_pages)
+#define POLICIES(X)   X(none) X(full) X(window) X(quant8) X(t_mass) X(t_codec) X(t_pages) X(t_tier)
 #define DECLARE(name) const kvc_policy *fuzz_entry_##name(uint32_t host_abi, uint32_t index);
 POLICIES(DECLARE)
 
