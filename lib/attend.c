@@ -44,8 +44,9 @@ static const float *rope_at(const kvc__attend *a, int32_t pos) {
 /* ---------------------------------------------------------------- failures of worker calls */
 
 /* Calls that may fail in workers; their numbers stand beside the status in `failed`. */
-enum { CALL_VISIBLE = 0, CALL_APPEND, CALL_SELECT, CALL_SCORE, CALL_MIX, CALL_GET };
-static const char *const call_name[] = {"visible", "append", "select", "score", "mix", "get"};
+enum { CALL_VISIBLE = 0, CALL_APPEND, CALL_SELECT, CALL_SCORE, CALL_MIX, CALL_GET, CALL_FINITE };
+static const char *const call_name[] = {"visible", "append", "select", "score",
+                                        "mix",     "get",    "finite"};
 
 /* Keeps the first failure of a (piece, head): status in the upper bits, the call in the lowest
  * three. */
@@ -699,6 +700,31 @@ static void merge_row(const kvc__attend *a, const kvc__block *b, uint32_t head, 
     }
 }
 
+/* Whether all of x[n] are finite. */
+static bool finite_row(const float *x, size_t n) {
+    uint32_t odd = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], sizeof bits);
+        odd |= (bits & 0x7f800000u) == 0x7f800000u;
+    }
+    return odd == 0;
+}
+
+/* Pages of a policy's codec may hold anything. Numbers that aren't finite would spread over all
+ * that is computed from here on, so they end the step here, unless the query brought them. */
+static void check_finite(kvc__attend *a, const kvc__block *b, const kvc__piece *p, uint32_t head,
+                         uint32_t row, const float *out, uint32_t dim) {
+    if (p->stack->codec.owner == NULL || finite_row(out, dim)) {
+        return;
+    }
+    const kvc__hparams *hp = &a->model->hp;
+    const float *q = qrot_at(a, head, p->row0 + b->t0 + row / group_of(a));
+    if (finite_row(q, (size_t)group_of(a) * hp->dim_k)) {
+        note_failure(a, b->piece, head, KVC_E_POLICY, CALL_FINITE);
+    }
+}
+
 /* One (first block of a piece, head): merges all rows of the piece's blocks in ascending order. */
 static void merge_item(void *arg, uint32_t item, uint32_t thread) {
     kvc__attend *a = arg;
@@ -719,6 +745,7 @@ static void merge_item(void *arg, uint32_t item, uint32_t thread) {
             float *out =
                 a->out + (token * hp->n_head + (size_t)head * group + row % group) * hp->dim_v;
             merge_row(a, b, head, row, factor, out, hp->dim_v);
+            check_finite(a, b, p, head, row, out, hp->dim_v);
             if (sh->had_v > 1) {
                 a->kern->hadamard(out, sh->had_v, hp->dim_v);
             }
@@ -757,6 +784,7 @@ static void flush_blocks(kvc__attend *a) {
     end_passes(a);
     collect_failures(a);
     run_items(a, a->n_block * heads, rows <= 2, merge_item);
+    collect_failures(a);
     a->n_block = 0;
 }
 

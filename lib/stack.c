@@ -106,6 +106,13 @@ static void stage_drop(kvc__stage *st) {
     if (st->policy.api.destroy != NULL && (st->self != NULL || st->created)) {
         st->policy.api.destroy(st->self);
     }
+    const int64_t left = (int64_t)atomic_load(&st->mem.used) + atomic_load(&st->other);
+    if (st->created && left > 0 && st->log != NULL) {
+        char text[128];
+        snprintf(text, sizeof text, "policy '%s' didn't give back %lld bytes", st->policy.desc.name,
+                 (long long)left);
+        st->log(st->log_user, KVC_LOG_WARN, text);
+    }
     kvc__tier_close(&st->tier);
     kvc__free(st->home, st->format, st->n_layer * sizeof(kvc_format));
     kvc__free(st->home, st->value, st->policy.desc.n_param * sizeof(kvc_value));
@@ -808,6 +815,10 @@ int32_t kvc__stack_blame(const kvc__stack *s, int32_t code, const char *call, ui
     const bool tier = s->tier != NULL && (code == KVC_E_IO || code == KVC_E_LOST);
     kvc__stage *st = tier ? s->tier : blamed(s, call);
     const char *text = kvc_status_text(code);
+    if (strcmp(call, "finite") == 0) {
+        call = "mix";
+        text = "what it gives isn't finite";
+    }
     if ((strcmp(call, "score") == 0 && s->codec.api.score == NULL) ||
         (strcmp(call, "mix") == 0 && s->codec.api.mix == NULL)) {
         call = "decode"; /* what did it instead */

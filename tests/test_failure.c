@@ -4,6 +4,10 @@
  * goes through the public API. */
 #include "session_util.h"
 
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 /* ---------------------------------------------------------------- memory */
 
 START_TEST(all_is_given_back) {
@@ -405,6 +409,15 @@ START_TEST(plans_that_are_refused) {
         {"b_plan_cache_evicts", KVC_E_POLICY, "positions in the cache"},
         {"b_plan_type", KVC_E_POLICY, "format"},
         {"b_plan_unsaid", KVC_E_POLICY, "without answering 'format'"},
+        {"b_tier_unsaid", KVC_E_POLICY, "without answering 'where'"},
+        {"b_tier_format", KVC_E_POLICY, "a hook or another answer"},
+        {"b_tier_hook", KVC_E_POLICY, "a hook or another answer"},
+        {"b_tier_size", KVC_E_POLICY, "without put, get or drop"},
+        {"b_tier_no_put", KVC_E_POLICY, "without put, get or drop"},
+        {"b_tier_no_get", KVC_E_POLICY, "without put, get or drop"},
+        {"b_tier_no_drop", KVC_E_POLICY, "without put, get or drop"},
+        {"b_tier_hot", KVC_E_PARAM, "at least"},
+        {"b_tier_open_fails", KVC_E_IO, "open says no on purpose"},
         {"b_codec_page0", KVC_E_POLICY, "page_bytes"},
         {"b_codec_page_huge", KVC_E_POLICY, "page_bytes"},
         {"b_codec_size", KVC_E_POLICY, "codec"},
@@ -467,6 +480,10 @@ START_TEST(hooks_that_fail) {
         {"b_keep_unsaid", 0, "page_end (layer 0, position 63)", "KVC_E_UNSUPPORTED"},
         {"b_encode_fails", 0, "encode (layer 0, head 0, position 63)", "KVC_E_POLICY"},
         {"b_decode_fails", 0, "decode (layer 0, head 0, position 64)", "KVC_E_POLICY"},
+        {"b_codec_nan", 0, "decode (layer 0, head 0, position 64)", "isn't finite"},
+        {"b_tier_put_code", 0, "put (layer 0, head 0, position 63)", "KVC_E_POLICY"},
+        {"b_tier_get_code", 0, "get (layer 0, head 0, position 64)", "KVC_E_POLICY"},
+        {"b_tier_get_unnamed", 0, "get (layer 0, head 0, position 64)", "KVC_E_POLICY"},
         {"b_visible_order", 0, "visible (layer 0, head 0, position", "KVC_E_POLICY"},
         {"b_visible_many", 0, "visible (layer 0, head 0, position", "KVC_E_POLICY"},
         {"t_codec:corrupt=on", 100, "decode (layer 0, head 0, position 128)", "checksum"},
@@ -501,6 +518,45 @@ START_TEST(hooks_that_fail) {
     free(want);
     kvc_session_close(s);
     kvc_session_close(healthy);
+}
+END_TEST
+
+static char warning[128];
+
+static void keep_warning(void *user, uint32_t level, const char *text) {
+    (void)user;
+    if (level == KVC_LOG_WARN) {
+        snprintf(warning, sizeof warning, "%s", text);
+    }
+}
+
+/* What a policy doesn't give back is lost to the process, but not in silence. */
+START_TEST(a_leak_is_told) {
+    kvc_params *p = params_for(N_CTX, NULL);
+    kvc_session *s = NULL;
+    warning[0] = '\0';
+    ck_assert_int_eq(kvc_params_set_log(p, keep_warning, NULL), KVC_OK);
+    ck_assert_int_eq(kvc_session_open(model, "b_leaks", p, &s), KVC_OK);
+    kvc_session_close(s);
+    has(warning, "policy 'b_leaks' didn't give back 1000 bytes");
+    kvc_params_destroy(p);
+}
+END_TEST
+
+/* A hook that never returns can't be helped from inside; it holds up its caller and nobody else. */
+START_TEST(a_hook_that_hangs) {
+    const pid_t child = fork();
+    ck_assert_int_ge(child, 0);
+    if (child == 0) {
+        (void)signal(SIGALRM, SIG_DFL); /* Check has a handler of its own */
+        alarm(2);
+        kvc_model *m = util_model("tiny-f16.gguf", 1, 0);
+        kvc_session *s = open_on(m, "b_hangs", N_CTX, NULL);
+        _exit(kvc_session_decode(s, tokens, 100) == KVC_OK);
+    }
+    int status = 0;
+    ck_assert_int_eq(waitpid(child, &status, 0), child);
+    ck_assert(WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM);
 }
 END_TEST
 
@@ -583,7 +639,9 @@ static void add_policy_cases(Suite *suite) {
     tcase_add_test(tc, specs_that_are_refused);
     tcase_add_test(tc, plans_that_are_refused);
     tcase_add_test(tc, odd_plans_that_are_legal);
-    tcase_add_loop_test(tc, hooks_that_fail, 0, 16);
+    tcase_add_loop_test(tc, hooks_that_fail, 0, 20);
+    tcase_add_test(tc, a_leak_is_told);
+    tcase_add_test(tc, a_hook_that_hangs);
     tcase_add_test(tc, rewind_that_fails);
     tcase_add_test(tc, begin_without_memory);
     tcase_add_loop_test(tc, the_right_stage_is_blamed, 0, 3);

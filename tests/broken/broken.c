@@ -144,6 +144,9 @@ static int32_t encode(void *self, const kvc_rows *rows, void *dst) {
 static int32_t decode(void *self, const kvc_page *page, float *k, float *v) {
     (void)self, (void)page;
     k[0] = v[0] = 0;
+#if defined(BROKEN_CODEC_NAN)
+    v[0] = NAN;
+#endif
 #if defined(BROKEN_DECODE_FAILS)
     return KVC_E_POLICY;
 #else
@@ -204,7 +207,8 @@ static void plan_break(kvc_plan *plan) {
 #if defined(BROKEN_CODEC_PAGE0) || defined(BROKEN_CODEC_PAGE_HUGE) ||                              \
     defined(BROKEN_CODEC_SIZE) || defined(BROKEN_CODEC_MOVE) ||                                    \
     defined(BROKEN_CODEC_PAGE_BYTES) || defined(BROKEN_CODEC_ENCODE) ||                            \
-    defined(BROKEN_CODEC_DECODE) || defined(BROKEN_ENCODE_FAILS) || defined(BROKEN_DECODE_FAILS)
+    defined(BROKEN_CODEC_DECODE) || defined(BROKEN_CODEC_NAN) || defined(BROKEN_ENCODE_FAILS) ||   \
+    defined(BROKEN_DECODE_FAILS)
     plan->answers = KVC_ANSWERS_FORMAT;
     plan->codec = &codec;
 #else
@@ -222,6 +226,9 @@ static int32_t create(const kvc_host *host, const kvc_shape *shape, const kvc_va
     (void)shape, (void)value;
     *self = (void *)(uintptr_t)host;
     plan_break(plan);
+#if defined(BROKEN_LEAKS)
+    (void)host->realloc(host->ctx, NULL, 0, 1000, 64);
+#endif
 #if defined(BROKEN_CREATE_FAILS)
     return host->fail(host->ctx, KVC_E_PARAM, "create says no on purpose");
 #elif defined(BROKEN_CREATE_MUTE)
@@ -287,13 +294,17 @@ static int32_t select_pages(void *self, const kvc_rows *query, uint64_t *page, u
 #endif
 
 #if defined(BROKEN_PAGE_END_FAILS) || defined(BROKEN_KEEP_ORDER) || defined(BROKEN_KEEP_RANGE) ||  \
-    defined(BROKEN_KEEP_UNSAID)
+    defined(BROKEN_KEEP_UNSAID) || defined(BROKEN_HANGS)
 #define HOOK_PAGE_END page_end
 static int32_t page_end(void *self, const kvc_step *step, uint32_t layer) {
     const kvc_host *host = self;
     (void)step, (void)layer;
 #if defined(BROKEN_PAGE_END_FAILS)
     return host->fail(host->ctx, KVC_E_POLICY, "page_end says no on purpose");
+#elif defined(BROKEN_HANGS)
+    for (volatile const kvc_host *for_ever = host; for_ever == host;) {
+    }
+    return KVC_OK;
 #else
     const kvc_host_store *store = host->extension(host->ctx, KVC_HOST_STORE);
 #if defined(BROKEN_KEEP_ORDER)

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: MIT
-# Breaks that broken.c knows: each becomes b_<case>.so, compiled with -DBROKEN_<CASE>.
+# Breaks that broken.c knows, and of tiers broken_tier.c: each becomes b_<case>.so, compiled with -DBROKEN_<CASE>.
 set(KVC_BROKEN_CASES
     abi_min abi_new abi_old append_fails begin_fails begin_high
     begin_negative begin_nomem codec_decode codec_encode codec_move codec_page0
-    codec_page_bytes codec_page_huge codec_size create_code create_fails create_mute
+    codec_nan codec_page_bytes codec_page_huge codec_size create_code create_fails create_mute
     create_nomem decode_fails encode_fails end_fails endless keep_in_begin
-    keep_order keep_range keep_unsaid name_bad name_long name_null
+    hangs keep_order keep_range keep_unsaid leaks name_bad name_long name_null
     name_other no_api no_create no_summary no_symbol nothing
     null_table page_end_fails param_bool param_choice param_choice_def param_choice_null
     param_def param_help param_inf param_many param_name param_name_null
     param_nan param_null param_size param_stride param_twice param_type
     plan_answers plan_answers_bits plan_cache_evicts plan_columns plan_observe plan_positions
     plan_quantum plan_type plan_unsaid plan_where requires rewind_high
-    select_fails size_api size_small size_tiny two visible_future
+    select_fails size_api size_small size_tiny
+    tier_format tier_get_code tier_get_unnamed tier_hook tier_hot tier_no_drop tier_no_get
+    tier_no_put tier_open_fails tier_put_code tier_size tier_unsaid two visible_future
     visible_many visible_none visible_order)
