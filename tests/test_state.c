@@ -17,6 +17,7 @@ static const char *const specs[] = {"",
                                     "full:type=f32",
                                     "none",
                                     "window:size=100:sinks=4",
+                                    "window:size=60:sinks=0",
                                     "window:size=90:sinks=3:positions=cache+quant8",
                                     "quant8",
                                     "t_mass:budget=100",
@@ -373,6 +374,28 @@ START_TEST(lies_are_found) {
 }
 END_TEST
 
+/* A session without tokens is little more than a head: cut at each byte. */
+START_TEST(heads_that_are_cut_are_refused) {
+    kvc_model *m = util_model("tiny-f16.gguf", 1, 0);
+    kvc_params *p = util_params();
+    kvc_session *s = util_session(m, "t_pages:pages=1", "f32", 1);
+    struct stat st;
+    ck_assert_int_eq(kvc_session_save(s, path), KVC_OK);
+    kvc_session_close(s);
+    kvc_session_close(load(m, KVC_OK, NULL));
+    ck_assert_int_eq(stat(path, &st), 0);
+    for (off_t at = st.st_size - 1; at >= 0; at -= at < 2000 ? 1 : 13) {
+        ck_assert_int_eq(truncate(path, at), 0);
+        const int32_t rc = kvc_session_load(m, path, p, &s);
+        ck_assert_msg(rc == KVC_E_FORMAT, "cut at %d: %d", (int)at, rc);
+        ck_assert_ptr_null(s);
+        ck_assert_str_ne(kvc_params_error(p), "");
+    }
+    kvc_params_destroy(p);
+    kvc_model_close(m);
+}
+END_TEST
+
 /* Cut inside every number of the head, the tokens, the first lane and its pages, and in steps that
  * miss no column and no page. */
 START_TEST(files_that_are_cut_are_refused) {
@@ -516,6 +539,7 @@ int main(void) {
     tcase_add_loop_test(tc, saving_twice_gives_the_same_bytes, 0, N_SPEC);
     tcase_add_loop_test(tc, damaged_files_are_refused, 0, N_SPEC);
     tcase_add_loop_test(tc, lies_are_found, 0, (int)(sizeof lies / sizeof *lies));
+    tcase_add_test(tc, heads_that_are_cut_are_refused);
     tcase_add_test(tc, files_that_are_cut_are_refused);
     tcase_add_test(tc, large_sessions_go_on);
     tcase_add_test(tc, paths);
