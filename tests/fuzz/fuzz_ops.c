@@ -96,6 +96,8 @@ static void op_refused(struct slot *l, fuzz_input *in) {
         break;
     case 2:
         fuzz_check(kvc_session_truncate(l->s, l->n + 1) == KVC_E_RANGE, "not so many", "");
+        fuzz_check(kvc_session_truncate(l->s, (uint32_t)-1) == KVC_E_RANGE, "not so many", "");
+        fuzz_check(kvc_session_truncate(l->s, (uint32_t)INT32_MIN) == KVC_E_RANGE, "not that", "");
         break;
     default:
         if (l->n < TINY_CTX) {

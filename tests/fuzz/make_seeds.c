@@ -78,6 +78,9 @@ static const struct damage damages[] = {
     {"array-count-other-than-tokens", "tokenizer.ggml.token_type", 8, 8, 3},
     {"token-type-unknown", "tokenizer.ggml.token_type", 16, 4, 200},
     {"token-text-length-negative", "tokenizer.ggml.tokens", 16, 8, (uint64_t)-13},
+    {"token-text-length-negative-int", "tokenizer.ggml.tokens", 16, 8, 0x80000001},
+    {"token-type-array-of-strings", "tokenizer.ggml.token_type", 4, 4, KVC__GGUF_STRING},
+    {"tokens-count-cut-to-32-bits", "tokenizer.ggml.tokens", 8, 8, ((uint64_t)1 << 32) + 4},
     {"tokens-none", "tokenizer.ggml.tokens", 8, 8, 0},
     {"token-id-outside", "tokenizer.ggml.bos_token_id", 4, 4, 1000},
     {"merge-without-space", "h e", 1, 1, 'x'},
@@ -92,6 +95,7 @@ static const struct damage damages[] = {
     {"dims-count-huge", "token_embd.weight", 0, 4, 1000},
     {"dims-count-zero", "token_embd.weight", 0, 4, 0},
     {"dims-product-wraps", "token_embd.weight", 4, 8, (uint64_t)1 << 62},
+    {"tensor-bytes-wrap", "token_embd.weight", 4, 8, (uint64_t)1 << 60},
     {"dims-negative", "token_embd.weight", 12, 8, UINT64_MAX},
     {"dims-zero", "token_embd.weight", 12, 8, 0},
     {"dims-past-data", "token_embd.weight", 12, 8, 1 << 16},
@@ -114,6 +118,78 @@ static void make_damaged(void) {
         save("fuzz_gguf", d->name, b.p, b.n);
         bytes_free(&b);
     }
+}
+
+/* Puts a number of so many bytes `skip` behind text. */
+static void patch(bytes *b, const char *text, size_t skip, size_t width, uint64_t value) {
+    memcpy(b->p + find(b, text) + strlen(text) + skip, &value, width);
+}
+
+/* The file, and the least model again for the next one. */
+static void save_patched(const char *name, bytes *b) {
+    save("fuzz_gguf", name, b->p, b->n);
+    bytes_free(b);
+    tiny_put_model(b, &least);
+}
+
+/* What was published of other readers of such files (CVE numbers; numbers of issues of llama.cpp
+ * and of a reader in Python), and which file here is of that class. Those that stand alone are made
+ * by make_published().
+ *
+ *   CVE-2024-21802          dims-count-huge, dims-product-wraps
+ *   CVE-2024-21825          array-count-huge, array-count-wraps
+ *   CVE-2024-21836          tensor-count-huge, tensor-count-wraps
+ *   CVE-2024-23496          string-length-huge, string-length-wraps, key-length-huge
+ *   CVE-2024-23605          key-count-huge, key-count-wraps
+ *   CVE-2024-34359          chat-template-with-code
+ *   CVE-2025-49847          token-text-length-negative, token-text-length-negative-int
+ *   CVE-2025-52566          tokens-count-cut-to-32-bits
+ *   CVE-2025-53630          tensor-sizes-sum-wraps
+ *   CVE-2026-27940, #26318  tensor-size-padded-wraps
+ *   CVE-2026-33298          tensor-bytes-wrap
+ *   CVE-2026-7482           dims-past-data
+ *   CVE-2026-21869          corpus/fuzz_ops/go-back-by-a-negative-number
+ *   #19003                  string-length-past-end
+ *   #24997                  alignment-huge
+ *   #25969                  byte-token-index-negative
+ *   #26690                  array-element-type-number, token-type-array-of-strings
+ *   #27188                  array-count-huge
+ *   no number               token-text-twice, key-twice, tensor-name-twice
+ */
+static void make_published(void) {
+    static const char evil[] = "{{ cycler.__init__.__globals__.os.popen('false') }}";
+    static const char same[] = "\x0b\0\0\0\0\0\0\0text-text-1";
+    bytes b = {0}, with = {0};
+    tiny_put_model(&b, &least);
+    /* 2^63 bytes each */
+    patch(&b, "token_embd.weight", 4, 8, (uint64_t)1 << 59);
+    patch(&b, "blk.0.attn_q.weight", 4, 8, (uint64_t)1 << 59);
+    save_patched("tensor-sizes-sum-wraps", &b);
+    /* (2^31 + 1) (2^31 - 1) floats: four bytes less than 2^64 */
+    patch(&b, "token_embd.weight", 4, 8, ((uint64_t)1 << 31) + 1);
+    patch(&b, "token_embd.weight", 12, 8, ((uint64_t)1 << 31) - 1);
+    save_patched("tensor-size-padded-wraps", &b);
+    /* "<|im_start|>" and "<|im_end|>" are one length and two texts */
+    memcpy(b.p + find(&b, "<|im_start|>") - 8, same, sizeof same - 1);
+    memcpy(b.p + find(&b, "<|im_end|>") - 9, same, sizeof same - 1);
+    save_patched("token-text-twice", &b);
+    memcpy(b.p + find(&b, "<user>"), "<0x-1>", 6);
+    patch(&b, "tokenizer.ggml.token_type", 16 + 4 * TINY_USER, 4, 6);
+    save_patched("byte-token-index-negative", &b);
+    /* One more key in front, of a length that leaves the data aligned. */
+    put(&with, b.p, 24);
+    with.p[16]++;
+    put_key(&with, "tokenizer.chat_template", KVC__GGUF_STRING);
+    const size_t padding = 31 - (with.n + 8 + sizeof evil - 2 - 24) % 32;
+    put_u64(&with, sizeof evil - 1 + padding);
+    put(&with, evil, sizeof evil - 1);
+    for (size_t i = 0; i < padding; i++) {
+        put(&with, " ", 1);
+    }
+    put(&with, b.p + 24, b.n - 24);
+    save("fuzz_gguf", "chat-template-with-code", with.p, with.n);
+    bytes_free(&with);
+    bytes_free(&b);
 }
 
 /* A file of keys alone, with one more key. */
@@ -147,6 +223,7 @@ static void make_models(void) {
     make_with_key("alignment-no-number", "general.alignment", KVC__GGUF_BOOL, 1, false);
     make_with_key("split-count", "split.count", KVC__GGUF_U16, 3, false);
     make_damaged();
+    make_published();
 }
 
 /* ---------------------------------------------------------------- sessions */
@@ -337,7 +414,11 @@ static const uint8_t ops[] = {
     7,  0,    0, 1,  1,  63, /* a new one, of a page exactly */
 };
 
+/* A prompt, and going back behind its end. */
+static const uint8_t go_back[] = {0, 0, 1, 9, 70, 6, 2, 0, 1, 5, 0};
+
 static void make_ops(void) {
+    save("fuzz_ops", "go-back-by-a-negative-number", go_back, sizeof go_back);
     uint8_t in[1 + sizeof ops];
     char name[32];
     memcpy(in + 1, ops, sizeof ops);
