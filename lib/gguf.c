@@ -352,8 +352,7 @@ static int32_t tensor_bytes(const cursor *c, kvc__gguf_tensor *t) {
     return KVC_OK;
 }
 
-/* The offset is kept in bytes until the data section's place is known. */
-static int32_t take_tensor(cursor *c, kvc__gguf_tensor *t, uint64_t *offset) {
+static int32_t take_tensor(cursor *c, kvc__gguf_tensor *t) {
     char text[SHOWN];
     KVC_TRY(take_name(c, TENSOR_NAME_MAX, &t->name));
     KVC_TRY(take_u32(c, &t->n_dims));
@@ -369,27 +368,28 @@ static int32_t take_tensor(cursor *c, kvc__gguf_tensor *t, uint64_t *offset) {
         }
     }
     KVC_TRY(take_u32(c, &t->type));
-    KVC_TRY(take_u64(c, offset));
+    KVC_TRY(take_u64(c, &t->offset));
     return tensor_bytes(c, t);
 }
 
+/* Once the data section's place is known. */
 static int32_t place_tensor(const cursor *c, const kvc__gguf *g, uint32_t align,
-                            kvc__gguf_tensor *t, uint64_t offset) {
+                            kvc__gguf_tensor *t) {
     char text[SHOWN];
     size_t room = g->size - g->data_offset;
-    if (offset % align != 0) {
+    if (t->offset % align != 0) {
         return kvc__fail(c->err, KVC_E_FORMAT,
                          "GGUF tensor '%s': offset %" PRIu64 " is not a multiple of the file's "
                          "alignment %" PRIu32,
-                         kvc__str_text(t->name, text, sizeof text), offset, align);
+                         kvc__str_text(t->name, text, sizeof text), t->offset, align);
     }
-    if (offset > room || t->bytes > room - (size_t)offset) {
+    if (t->offset > room || t->bytes > room - (size_t)t->offset) {
         return kvc__fail(c->err, KVC_E_FORMAT,
                          "GGUF tensor '%s': %zu bytes at offset %" PRIu64 " of the data do not lie "
                          "within its %zu; the file is cut short or damaged, fetch it again",
-                         kvc__str_text(t->name, text, sizeof text), t->bytes, offset, room);
+                         kvc__str_text(t->name, text, sizeof text), t->bytes, t->offset, room);
     }
-    t->data = t->bytes ? g->base + g->data_offset + (size_t)offset : NULL;
+    t->data = t->bytes ? g->base + g->data_offset + (size_t)t->offset : NULL;
     return KVC_OK;
 }
 
@@ -428,14 +428,10 @@ static int32_t read_alignment(const cursor *c, const kvc__gguf *g, uint32_t *out
     return KVC_OK;
 }
 
-/* Offsets are read a second time when the data's place is known, so that no table of them is
- * needed: the file's order is walked again with the same, now known to succeed, steps. */
 static int32_t read_tensors(cursor *c, kvc__gguf *g, uint32_t align) {
     char text[SHOWN];
-    uint64_t offset;
     c->what = "tensor";
     KVC_TRY(check_count(c, g->n_tensor, TENSOR_LEAST));
-    cursor again = *c;
     if (g->n_tensor) {
         g->tensor = kvc__alloc_n(g->mem, (size_t)g->n_tensor, sizeof *g->tensor);
         if (!g->tensor) {
@@ -443,13 +439,11 @@ static int32_t read_tensors(cursor *c, kvc__gguf *g, uint32_t align) {
         }
     }
     for (c->index = 0; c->index < g->n_tensor; c->index++) {
-        KVC_TRY(take_tensor(c, &g->tensor[c->index], &offset));
+        KVC_TRY(take_tensor(c, &g->tensor[c->index]));
     }
     KVC_TRY(find_data(c, g, align));
-    for (again.index = 0; again.index < g->n_tensor; again.index++) {
-        kvc__gguf_tensor *t = &g->tensor[again.index];
-        KVC_TRY(take_tensor(&again, t, &offset));
-        KVC_TRY(place_tensor(c, g, align, t, offset));
+    for (uint64_t i = 0; i < g->n_tensor; i++) {
+        KVC_TRY(place_tensor(c, g, align, &g->tensor[i]));
     }
     if (g->n_tensor) {
         qsort(g->tensor, (size_t)g->n_tensor, sizeof *g->tensor, tensor_cmp);

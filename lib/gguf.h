@@ -80,6 +80,7 @@ typedef struct kvc__gguf_tensor {
     uint32_t type; /* KVC__T_… or another number */
     uint32_t n_dims;
     uint64_t dim[4];     /* dim[0] is a row's elements; missing ones are 1 */
+    uint64_t offset;     /* of its data in the data section */
     const uint8_t *data; /* NULL when the type is unknown here */
     size_t bytes;        /* 0 when the type is unknown here */
 } kvc__gguf_tensor;

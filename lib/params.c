@@ -8,7 +8,6 @@
 #include "spec.h"
 
 #include <errno.h>
-#include <locale.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -57,15 +56,14 @@ static int32_t fail_unknown(struct kvc_params *p, const char *name) {
     const char *nearest = NULL;
     uint32_t least = UINT32_MAX;
     char list[256] = "";
-    size_t n = 0;
     for (size_t i = 0; i < N_OPTION; i++) {
         uint32_t distance = kvc__text_distance(name, options[i].name);
         if (distance < least) {
             least = distance;
             nearest = options[i].name;
         }
-        int put = snprintf(list + n, sizeof(list) - n, "%s%s", i ? ", " : "", options[i].name);
-        n += put > 0 && (size_t)put < sizeof(list) - n ? (size_t)put : 0;
+        strncat(list, i ? ", " : "", sizeof(list) - strlen(list) - 1);
+        strncat(list, options[i].name, sizeof(list) - strlen(list) - 1);
     }
     return kvc__fail(&p->err, KVC_E_PARAM, "unknown option \"%.64s\"%s%s%s; options are %s", name,
                      nearest ? "; did you mean \"" : "", nearest ? nearest : "",
@@ -148,22 +146,6 @@ int32_t kvc__params_set_f64(struct kvc_params *p, const char *name, double value
 
 /* ---------------------------------------------------------------- from text */
 
-/* A decimal number is read with '.', whatever the program's locale says. */
-static bool read_double(const char *text, double *out) {
-    if (text[0] == '\0' || text[strspn(text, "0123456789+-.eE")] != '\0') {
-        return false;
-    }
-    locale_t c = newlocale(LC_NUMERIC_MASK, "C", (locale_t)0);
-    locale_t before = c ? uselocale(c) : (locale_t)0;
-    char *end = NULL;
-    *out = strtod(text, &end);
-    if (c) {
-        uselocale(before);
-        freelocale(c);
-    }
-    return *end == '\0';
-}
-
 /* A number that int64_t can't hold is no integer here; the range would refuse it too. */
 static bool read_integer(const char *text, int64_t *out) {
     if (text[0] == '\0' || text[strspn(text, "0123456789+-")] != '\0') {
@@ -189,8 +171,8 @@ int32_t kvc__params_set_str(struct kvc_params *p, const char *name, const char *
         return put_integer(p, o, f32 ? KVC_COMPUTE_F32 : KVC_COMPUTE_INT8, value);
     }
     if (o->type == OPTION_DOUBLE) {
-        return read_double(value, &fraction) ? put_double(p, o, fraction, value)
-                                             : fail_range(p, o, value);
+        return kvc__text_double(value, &fraction) ? put_double(p, o, fraction, value)
+                                                  : fail_range(p, o, value);
     }
     return read_integer(value, &integer) ? put_integer(p, o, integer, value)
                                          : fail_range(p, o, value);

@@ -130,6 +130,8 @@ static const char *param_wrong(const kvc_policy *p, uint32_t i) {
     if (!default_valid(row)) {
         return row->type == KVC_PARAM_ENUM
                    ? "its choices are missing or malformed, or its default is none of them"
+               : row->type == KVC_PARAM_STRING
+                   ? "its default holds ':', '+' or ','"
                    : "its default is not within its range, or not finite";
     }
     return NULL;

@@ -7,7 +7,6 @@
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
-#include <stdio.h>
 #include <string.h>
 
 #define MAX_PATTERN 2
@@ -54,8 +53,8 @@ typedef union header {
 } header;
 
 static void *pcre_malloc(size_t size, void *mem) {
-    size_t bytes;
-    header *h = kvc__add_size(size, sizeof(header), &bytes) ? kvc__alloc(mem, bytes) : NULL;
+    size_t bytes = sizeof(header) + size; /* PCRE2 asks for what constant patterns need */
+    header *h = kvc__alloc(mem, bytes);
     if (!h) {
         return NULL;
     }
@@ -82,14 +81,13 @@ static const struct pretok_row *row_find(kvc__str name) {
 }
 
 static int32_t fail_unknown(kvc__str name, kvc__err *err) {
-    char known[256] = "";
-    size_t n = 0;
-    for (size_t i = 0; i < N_ROW && n < sizeof known; i++) {
-        int w = snprintf(known + n, sizeof known - n, "%s'%s'", i > 0 ? ", " : "", table[i].name);
-        n += w > 0 ? (size_t)w : 0;
+    char known[256] = "'";
+    for (size_t i = 0; i < N_ROW; i++) {
+        strncat(known, i > 0 ? "', '" : "", sizeof known - strlen(known) - 1);
+        strncat(known, table[i].name, sizeof known - strlen(known) - 1);
     }
     return kvc__fail(err, KVC_E_UNSUPPORTED,
-                     "tokenizer.ggml.pre '%.*s' is not supported; use a model with one of %s",
+                     "tokenizer.ggml.pre '%.*s' is not supported; use a model with one of %s'",
                      name.n < 64 ? (int)name.n : 64, name.p, known);
 }
 
@@ -249,10 +247,10 @@ typedef struct split {
 static int32_t match_next(const split *s, uint32_t level, const uint8_t *text, size_t n, size_t at,
                           size_t *begin, size_t *end, bool *found) {
     pcre2_match_data *data = s->work->match[level];
-    int m = pcre2_match(s->p->code[level], text, n, at, PCRE2_NO_UTF_CHECK, data, s->p->limits);
+    const uint32_t how = PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY;
+    int m = pcre2_match(s->p->code[level], text, n, at, how, data, s->p->limits);
     if (m == PCRE2_ERROR_JIT_STACKLIMIT) {
-        m = pcre2_match(s->p->code[level], text, n, at, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, data,
-                        s->p->limits);
+        m = pcre2_match(s->p->code[level], text, n, at, how | PCRE2_NO_JIT, data, s->p->limits);
     }
     *found = m >= 0;
     if (*found) {
@@ -284,7 +282,7 @@ static int32_t split_level(const split *s, uint32_t level, const uint8_t *text, 
         size_t end = n;
         bool found = false;
         KVC_TRY(match_next(s, level, text, n, at, &begin, &end, &found));
-        if (!found || end <= begin) {
+        if (!found) {
             return split_level(s, level + 1, text + at, n - at);
         }
         KVC_TRY(split_level(s, level + 1, text + at, begin - at));

@@ -190,20 +190,34 @@ static int integer_read(const char *text, int bytes, int64_t *out) {
     return *p == '\0';
 }
 
-/* A float is read and printed with a '.' whatever the locale of the program says. What overflows
- * becomes infinite, which no range admits. */
-static int float_read(const char *text, double *out) {
-    if (*text == '\0' || text[strspn(text, "0123456789+-.eE")] != '\0') {
-        return 0;
+/* Numbers are read and printed with a '.' whatever the locale of the program says. Where there is
+ * no memory for a locale the program's own serves. */
+typedef struct number_locale {
+    locale_t c, before;
+} number_locale;
+
+static number_locale numbers_begin(void) {
+    number_locale l = {.c = newlocale(LC_NUMERIC_MASK, "C", (locale_t)0)};
+    l.before = uselocale(l.c);
+    return l;
+}
+
+static void numbers_end(number_locale l) {
+    uselocale(l.before);
+    if (l.c != (locale_t)0) {
+        freelocale(l.c);
     }
-    locale_t c = newlocale(LC_NUMERIC_MASK, "C", (locale_t)0);
-    locale_t old = uselocale(c);
+}
+
+/* What overflows becomes infinite, which no range admits. */
+bool kvc__text_double(const char *text, double *out) {
+    if (*text == '\0' || text[strspn(text, "0123456789+-.eE")] != '\0') {
+        return false;
+    }
+    number_locale l = numbers_begin();
     char *end = NULL;
     *out = strtod(text, &end);
-    uselocale(old);
-    if (c != (locale_t)0) {
-        freelocale(c);
-    }
+    numbers_end(l);
     return *end == '\0';
 }
 
@@ -236,16 +250,14 @@ static int value_read(const kvc_param *row, const char *text, kvc_value *out) {
         return integer_read(text, row->type == KVC_PARAM_SIZE, &out->i) && out->i >= row->min.i &&
                out->i <= row->max.i;
     case KVC_PARAM_FLOAT:
-        return float_read(text, &out->f) && out->f >= row->min.f && out->f <= row->max.f;
+        return kvc__text_double(text, &out->f) && out->f >= row->min.f && out->f <= row->max.f;
     case KVC_PARAM_BOOL:
         return bool_read(text, &out->i);
     case KVC_PARAM_ENUM:
         return choice_read(row, text, &out->i);
-    case KVC_PARAM_STRING:
+    default: /* KVC_PARAM_STRING: policy_table.c lets no other pass */
         out->s = text;
         return 1;
-    default:
-        return 0;
     }
 }
 
@@ -266,22 +278,17 @@ static void text_add(text *t, const char *s) {
     }
 }
 
-/* The shortest digits that read back as the same number. */
+/* The shortest digits that read back as the same number; with 17 every number does. */
 static void float_add(text *t, double value) {
     char digits[32];
-    locale_t c = newlocale(LC_NUMERIC_MASK, "C", (locale_t)0);
-    locale_t old = uselocale(c);
-    for (int precision = 6; precision <= 17; precision++) {
+    number_locale l = numbers_begin();
+    double back;
+    int precision = 6;
+    do {
         snprintf(digits, sizeof digits, "%.*g", precision, value);
-        double back = strtod(digits, NULL);
-        if (back >= value && back <= value) {
-            break;
-        }
-    }
-    uselocale(old);
-    if (c != (locale_t)0) {
-        freelocale(c);
-    }
+        back = strtod(digits, NULL);
+    } while (precision++ < 17 && (back < value || back > value));
+    numbers_end(l);
     char *plus = strchr(digits, '+');
     if (plus != NULL) { /* "1e+300": in a spec '+' begins the next stage */
         memmove(plus, plus + 1, strlen(plus));
@@ -302,7 +309,7 @@ static void value_add(text *t, const kvc_param *row, kvc_value value) {
         text_add(t, row->choice[value.i]);
         break;
     case KVC_PARAM_STRING:
-        text_add(t, value.s ? value.s : "");
+        text_add(t, value.s);
         break;
     default:
         snprintf(digits, sizeof digits, "%lld", (long long)value.i);

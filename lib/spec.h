@@ -9,6 +9,7 @@
 
 #include "kvc/policy.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define KVC__MAX_STAGE 8u
@@ -52,5 +53,8 @@ const kvc_param *kvc__param_row(const kvc_policy *policy, uint32_t i);
 /** Edits (insert, delete, replace a character) from a to b; UINT32_MAX when they are too different
  * for one to be a misspelling of the other. */
 uint32_t kvc__text_distance(const char *a, const char *b);
+/** Reads a decimal number with '.', whatever the program's locale says; all of text must be one.
+ * What overflows is infinite. */
+bool kvc__text_double(const char *text, double *out);
 
 #endif

@@ -146,6 +146,37 @@ START_TEST(reads_integers) {
 }
 END_TEST
 
+/* Files say counts with signed types too. */
+START_TEST(reads_signed_integers_that_are_not_negative) {
+    static const struct {
+        const char *key;
+        uint32_t type;
+        double value;
+    } keys[] = {{"i8", KVC__GGUF_I8, 127},
+                {"i16", KVC__GGUF_I16, 300},
+                {"i32", KVC__GGUF_I32, 0},
+                {"i64", KVC__GGUF_I64, 4294967295.0}};
+    kvc__gguf g;
+    uint32_t v = 0;
+    put_header(&file, 3, 0, 5);
+    for (size_t i = 0; i < 4; i++) {
+        put_key(&file, keys[i].key, keys[i].type);
+        put_number(&file, keys[i].type, keys[i].value);
+    }
+    put_key(&file, "beyond", KVC__GGUF_I64);
+    put_number(&file, KVC__GGUF_I64, 4294967296.0);
+    ck_assert_msg(open_bytes(file.p, file.n, &g) == KVC_OK, "%s", err.text);
+    for (size_t i = 0; i < 4; i++) {
+        const uint32_t want = (uint32_t)keys[i].value;
+        ck_assert_int_eq(kvc__gguf_u32(&g, keys[i].key, false, 1, want, want, &v, &err), KVC_OK);
+        ck_assert_uint_eq(v, want);
+    }
+    ck_assert_int_eq(kvc__gguf_u32(&g, "beyond", true, 0, 0, UINT32_MAX, &v, &err), KVC_E_FORMAT);
+    ck_assert_str_eq(err.text, "GGUF key 'beyond' is 4294967296; 0 to 4294967295 is allowed");
+    kvc__gguf_close(&g);
+}
+END_TEST
+
 START_TEST(reads_floats_bools_strings) {
     kvc__gguf g;
     float f = 0;
@@ -642,6 +673,7 @@ int main(void) {
     tcase_set_timeout(tc, 60);
     tcase_add_test(tc, reads_tensors);
     tcase_add_test(tc, reads_integers);
+    tcase_add_test(tc, reads_signed_integers_that_are_not_negative);
     tcase_add_test(tc, reads_floats_bools_strings);
     tcase_add_test(tc, walks_arrays);
     tcase_add_test(tc, version_2_and_no_tensors);

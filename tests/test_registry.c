@@ -6,6 +6,7 @@
 
 #include <check.h>
 #include <fcntl.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -227,6 +228,120 @@ START_TEST(names_are_what_the_header_allows) {
         int32_t rc = kvc__policy_check(&mem, &p, "", &loaded, &err);
         ck_assert_msg(rc == (names[i].sound ? KVC_OK : KVC_E_LOAD_NAME), "%s", names[i].name);
         kvc__policy_free(&mem, &loaded);
+    }
+}
+END_TEST
+
+static const char *const sound_choices[] = {"red", "green", NULL};
+static const char *const empty_choice[] = {"red", "", NULL};
+static const char *const colon_choice[] = {"red", "gre:en", NULL};
+static const char *const comma_choice[] = {"a,b", NULL};
+static const char *many_choices[66]; /* filled by the test: one more than are allowed */
+
+#define INT(min_, def_, max_)                                                                      \
+    .type = KVC_PARAM_INT, .min = {.i = (min_)}, .def = {.i = (def_)}, .max = {.i = (max_)}
+#define SIZE(min_, def_, max_)                                                                     \
+    .type = KVC_PARAM_SIZE, .min = {.i = (min_)}, .def = {.i = (def_)}, .max = {.i = (max_)}
+#define FLOAT(min_, def_, max_)                                                                    \
+    .type = KVC_PARAM_FLOAT, .min = {.f = (min_)}, .def = {.f = (def_)}, .max = {.f = (max_)}
+#define CHOICE(choice_, def_) .type = KVC_PARAM_ENUM, .choice = (choice_), .def = {.i = (def_)}
+#define TEXT(def_)            .type = KVC_PARAM_STRING, .def = {.s = (def_)}
+
+/* Rows that are sound (words NULL) or say what is wrong with them. */
+static const struct {
+    kvc_param row;
+    const char *words;
+} rows[] = {
+    {{.name = "n", .help = "h", INT(-4, -4, 4)}, NULL},
+    {{.name = "n", .help = "h", INT(-4, 4, 4)}, NULL},
+    {{.name = "n", .help = "h", INT(-4, -5, 4)},
+     "row 0 (n) of its parameter table: its default is"},
+    {{.name = "n", .help = "h", INT(-4, 5, 4)}, "its default is not within its range"},
+    {{.name = "n", .help = "h", SIZE(0, 1, 9)}, NULL},
+    {{.name = "n", .help = "h", SIZE(-1, 1, 9)}, "its default is not within its range"},
+    {{.name = "n", .help = "h", FLOAT(-1, 0.5, 1)}, NULL},
+    {{.name = "n", .help = "h", FLOAT(-HUGE_VAL, 0, 1)}, "or not finite"},
+    {{.name = "n", .help = "h", FLOAT(0, 0, HUGE_VAL)}, "or not finite"},
+    {{.name = "n", .help = "h", FLOAT(0, -0.5, 1)}, "its default is not within its range"},
+    {{.name = "n", .help = "h", FLOAT(0, 1.5, 1)}, "its default is not within its range"},
+    {{.name = "n", .help = "h", CHOICE(sound_choices, 1)}, NULL},
+    {{.name = "n", .help = "h", CHOICE(sound_choices, 2)}, "or its default is none of them"},
+    {{.name = "n", .help = "h", CHOICE(sound_choices, -1)}, "or its default is none of them"},
+    {{.name = "n", .help = "h", CHOICE(empty_choice, 0)}, "its choices are missing or malformed"},
+    {{.name = "n", .help = "h", CHOICE(colon_choice, 0)}, "its choices are missing or malformed"},
+    {{.name = "n", .help = "h", CHOICE(comma_choice, 0)}, "its choices are missing or malformed"},
+    {{.name = "n", .help = "h", CHOICE(many_choices, 0)}, "its choices are missing or malformed"},
+    {{.name = "n", .help = "h", CHOICE(many_choices + 1, 63)}, NULL},
+    {{.name = "n", .help = "h", TEXT(NULL)}, NULL},
+    {{.name = "n", .help = "h", TEXT("any text")}, NULL},
+    {{.name = "n", .help = "h", TEXT("a+b")}, "its default holds ':', '+' or ','"},
+    {{.name = "n", .help = "h", .type = 0}, "its type is unknown"},
+    {{.name = "n", .help = "h", .type = KVC_PARAM_STRING + 1}, "its type is unknown"},
+    {{.name = "n", .help = "", INT(0, 0, 0)}, "its help is missing"},
+    {{.name = "n", INT(0, 0, 0)}, "its help is missing"},
+    {{.name = "a_9", .help = "h", INT(0, 0, 0)}, NULL},
+    {{.name = "a-9", .help = "h", INT(0, 0, 0)}, "row 0 (a-9) of its parameter table: its name"},
+    {{.name = "a234567890123456789012345678901", .help = "h", INT(0, 0, 0)}, NULL},
+    {{.name = "a2345678901234567890123456789012", .help = "h", INT(0, 0, 0)}, "at most 31 char"},
+};
+
+START_TEST(each_row_of_a_table_is_checked) {
+    for (size_t i = 0; i < 65; i++) {
+        many_choices[i] = "same";
+    }
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        kvc_param row = rows[i].row;
+        kvc_policy p = table("probe");
+        row.struct_size = sizeof row;
+        p.n_param = 1;
+        p.param_stride = sizeof row;
+        p.param = &row;
+        const int32_t rc = kvc__policy_check(&mem, &p, "", &loaded, &err);
+        ck_assert_msg(rc == (rows[i].words ? KVC_E_LOAD_PARAMS : KVC_OK), "row %zu: %s", i,
+                      err.text);
+        if (rows[i].words) {
+            said("a linked-in policy: policy probe: row 0");
+            said(rows[i].words);
+        }
+        kvc__policy_free(&mem, &loaded);
+        ck_assert_uint_eq(atomic_load(&mem.used), 0);
+    }
+}
+END_TEST
+
+/* Rows of a plugin's own size lie where its stride says: it must fit them and their alignment. */
+START_TEST(strides_and_sizes_of_rows_are_checked) {
+    kvc_param row[3] = {{.struct_size = sizeof row[0], .name = "n", .help = "h", INT(0, 0, 0)}};
+    kvc_policy p = table("probe");
+    p.n_param = 1;
+    p.param = row;
+    p.param_stride = sizeof row[0] + 4;
+    ck_assert_int_eq(kvc__policy_check(&mem, &p, "", &loaded, &err), KVC_E_LOAD_PARAMS);
+    said("bytes apart, is not usable");
+    p.param_stride = sizeof row[0];
+    row[0].struct_size = sizeof row[0] + 8;
+    ck_assert_int_eq(kvc__policy_check(&mem, &p, "", &loaded, &err), KVC_E_LOAD_PARAMS);
+    said("row 0 of its parameter table has struct_size");
+    p.param_stride = 2 * sizeof row[0];
+    ck_assert_msg(kvc__policy_check(&mem, &p, "", &loaded, &err) == KVC_OK, "%s", err.text);
+}
+END_TEST
+
+START_TEST(each_text_of_a_table_is_wanted) {
+    static const struct {
+        size_t member;
+        const char *words;
+    } texts[] = {{offsetof(kvc_policy, name), "name is NULL"},
+                 {offsetof(kvc_policy, version), "version is NULL"},
+                 {offsetof(kvc_policy, summary), "summary is NULL"},
+                 {offsetof(kvc_policy, license), "license is NULL"}};
+    for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
+        const char *none = NULL;
+        kvc_policy p = table("probe");
+        memcpy((char *)&p + texts[i].member, &none, sizeof none);
+        ck_assert_int_eq(kvc__policy_check(&mem, &p, "", &loaded, &err), KVC_E_LOAD_TABLE);
+        said("a linked-in policy: the policy table is not complete");
+        said(texts[i].words);
     }
 }
 END_TEST
@@ -569,6 +684,9 @@ int main(void) {
     tcase_add_test(t, what_is_not_a_library_has_its_code);
     tcase_add_test(t, tables_of_a_later_header_are_cut_to_ours);
     tcase_add_test(t, names_are_what_the_header_allows);
+    tcase_add_test(t, each_row_of_a_table_is_checked);
+    tcase_add_test(t, strides_and_sizes_of_rows_are_checked);
+    tcase_add_test(t, each_text_of_a_table_is_wanted);
     suite_add_tcase(s, t);
     t = tcase_create("search");
     tcase_add_checked_fixture(t, setup, teardown);

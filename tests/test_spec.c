@@ -4,6 +4,7 @@
 #include "spec.h"
 
 #include <check.h>
+#include <locale.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -329,6 +330,8 @@ static const struct {
     {"bytes", "-1", "bytes (K, M, G may follow) from 0 to"},
     {"bytes", "1KiBB", "from 0 to"},
     {"bytes", "1iB", "from 0 to"},
+    {"bytes", "1Ki", "from 0 to"},
+    {"bytes", "1Kilo", "from 0 to"},
     {"bytes", "9007199254740992K", "from 0 to"},
     {"bytes", "18014398509481985K", "from 0 to"},
     {"signed", "-9223372036854775809", "an integer from"},
@@ -398,10 +401,62 @@ START_TEST(rows_are_walked_by_their_stride) {
 }
 END_TEST
 
+/* A size already says its unit; a choice too long to be a misspelling is not offered. */
+START_TEST(what_is_allowed_is_said_once) {
+    static const char *const choices[] = {
+        "a-choice-of-more-than-forty-eight-characters-is-never-near-anything", "short", NULL};
+    const kvc_param row[] = {
+        {.struct_size = sizeof row[0],
+         .type = KVC_PARAM_SIZE,
+         .name = "room",
+         .unit = "bytes",
+         .max = {.i = 9}},
+        {.struct_size = sizeof row[0], .type = KVC_PARAM_ENUM, .name = "which", .choice = choices}};
+    const kvc_policy p = {
+        .name = "probe", .n_param = 2, .param_stride = sizeof row[0], .param = row};
+    char *key[] = {(char *)(uintptr_t) "room", (char *)(uintptr_t) "which"};
+    char *given[] = {(char *)(uintptr_t) "10", (char *)(uintptr_t) "shirt"};
+    kvc__spec_stage stage = {.n_pair = 1, .key = key, .value = given};
+    kvc_value v[2];
+    ck_assert_int_eq(kvc__spec_values(&stage, &p, v, &err), KVC_E_PARAM);
+    ck_assert_str_eq(err.text, "policy probe: room=10 is not allowed; give bytes (K, M, G may "
+                               "follow) from 0 to 9");
+    stage.key++, stage.value++;
+    ck_assert_int_eq(kvc__spec_values(&stage, &p, v, &err), KVC_E_PARAM);
+    ck_assert_ptr_nonnull(strstr(err.text, "did you mean \"short\"?"));
+}
+END_TEST
+
+/* ---------------------------------------------------------------- locales */
+
+static bool no_locale; /* newlocale() fails */
+
+locale_t __real_newlocale(int mask, const char *name, locale_t base);
+locale_t __wrap_newlocale(int mask, const char *name, locale_t base);
+locale_t __wrap_newlocale(int mask, const char *name, locale_t base) {
+    return no_locale ? (locale_t)0 : __real_newlocale(mask, name, base);
+}
+
+START_TEST(numbers_need_no_memory_for_a_locale) {
+    kvc_value v[N_PARAM];
+    char text[128];
+    const locale_t before = uselocale((locale_t)0);
+    ck_assert_int_eq(values("ratio", "0.5", v), KVC_OK);
+    ck_assert(uselocale((locale_t)0) == before);
+    no_locale = true;
+    ck_assert_int_eq(values("ratio", "0.25", v), KVC_OK);
+    ck_assert_double_eq(v[RATIO].f, 0.25);
+    kvc__spec_format(&policy, v, text, sizeof text);
+    ck_assert_ptr_nonnull(strstr(text, ":ratio=0.25:"));
+    no_locale = false;
+    ck_assert(uselocale((locale_t)0) == before);
+}
+END_TEST
+
 /* ---------------------------------------------------------------- back to text */
 
 START_TEST(values_become_text_that_reads_back) {
-    static const double ratios[] = {0, 0.1, 1.0 / 3, -0.25, 1e-9, 123456.789, 1e300};
+    static const double ratios[] = {0, 0.1, 0.1 + 0.2, 1.0 / 3, -0.25, 1e-9, 123456.789, 1e300};
     for (size_t i = 0; i < sizeof ratios / sizeof ratios[0]; i++) {
         kvc_value v[N_PARAM] = {{.i = 5}, {.i = 2048}, {.f = ratios[i]}, {.i = 0},
                                 {.i = 1}, {.s = "x"},  {.i = INT64_MIN}};
@@ -483,6 +538,8 @@ int main(void) {
     tcase_add_test(t, an_unknown_key_names_the_others_and_the_nearest);
     tcase_add_test(t, a_policy_without_parameters_says_so);
     tcase_add_test(t, rows_are_walked_by_their_stride);
+    tcase_add_test(t, what_is_allowed_is_said_once);
+    tcase_add_test(t, numbers_need_no_memory_for_a_locale);
     suite_add_tcase(s, t);
     t = tcase_create("format");
     tcase_add_checked_fixture(t, setup, teardown);

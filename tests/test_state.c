@@ -256,6 +256,210 @@ START_TEST(damaged_files_are_refused) {
 }
 END_TEST
 
+/* ---------------------------------------------------------------- places in a file */
+
+static uint32_t u32_at(const uint8_t *b, size_t at) {
+    uint32_t v;
+    memcpy(&v, b + at, sizeof v);
+    return v;
+}
+
+/* Where the tokens begin: behind magic, format, order, three texts, six numbers, 24 bytes a layer,
+ * the head's checksum. */
+static size_t tokens_at(const uint8_t *b) {
+    size_t at = 16;
+    for (int i = 0; i < 3; i++) {
+        at += 4 + u32_at(b, at);
+    }
+    return at + 6 * 4 + u32_at(b, at + 8) * 24 + 8;
+}
+
+/* Where the store begins: behind four bytes and one of each token. */
+static size_t store_at(const uint8_t *b) {
+    size_t at = 16;
+    for (int i = 0; i < 3; i++) {
+        at += 4 + u32_at(b, at);
+    }
+    return tokens_at(b) + 5 * (size_t)u32_at(b, at + 16);
+}
+
+/* Where page i of the first lane begins. A lane: pages, open rows, position and mask of them; a
+ * page: mask, position, entries, whether they moved, whether it is held, positions, bytes, columns.
+ */
+static size_t page_at(const uint8_t *b, uint32_t i) {
+    size_t head = 16, at = store_at(b) + 4 + 20;
+    for (int t = 0; t < 3; t++) {
+        head += 4 + u32_at(b, head);
+    }
+    for (; i > 0; i--) {
+        at += 24 + u32_at(b, at + 16) * 256 + u32_at(b, at + 20) * u32_at(b, head + 24 + 16) +
+              u32_at(b, head + 12) * 256;
+    }
+    return at;
+}
+
+enum { NOWHERE, STORE, LANE, PAGE0, PAGE1, MOVED /* the first page whose entries moved */ };
+
+static size_t place(const uint8_t *b, int where) {
+    uint32_t i = where == PAGE1;
+    if (where < PAGE0) {
+        return store_at(b) + (where == LANE ? 4 : 0);
+    }
+    while (where == MOVED && u32_at(b, page_at(b, i) + 16) == 0) {
+        i++;
+    }
+    return page_at(b, i);
+}
+
+#define PAGES_APART "lane 0 has pages that don't follow each other"
+
+/* Numbers that contradict the rest are found before they are used: long before the checksum. */
+static const struct {
+    const char *spec;
+    uint32_t n;
+    struct {
+        int where;
+        uint32_t skip, width;
+        uint64_t value;
+    } put[3];
+    const char *words;
+} lies[] = {
+    {"", 70, {{STORE, 0, 4, 1}}, "evictions that its policies don't make"},
+    {"t_mass:budget=60", 70, {{STORE, 0, 4, 2}}, "evictions that its policies don't make"},
+    {"", 70, {{LANE, 0, 4, 1000}}, "lane 0 has an impossible table"},
+    {"", 70, {{LANE, 4, 4, 7}}, "lane 0 has an impossible table"},
+    {"", 70, {{LANE, 8, 4, 0}}, "lane 0 has an impossible table"},
+    {"", 70, {{LANE, 12, 8, 0x40}}, "lane 0 has an impossible table"},
+    {"", 70, {{PAGE0, 8, 4, UINT32_MAX}}, "lane 0 has pages out of order"},
+    {"", 70, {{PAGE0, 8, 4, 7}}, "lane 0 has pages out of order"},
+    {"", 70, {{PAGE0, 8, 4, 3}}, "lane 0 has pages behind the open one"},
+    {"", 70, {{PAGE0, 12, 4, 0}}, "lane 0 has an impossible page"},
+    {"", 70, {{PAGE0, 12, 4, 65}}, "lane 0 has an impossible page"},
+    {"", 70, {{PAGE0, 12, 4, 63}}, "lane 0 has an impossible page"},
+    {"", 70, {{PAGE0, 12, 4, 63}, {PAGE0, 0, 8, INT64_MAX}}, PAGES_APART},
+    {"", 134, {{PAGE0, 12, 4, 1}, {PAGE0, 0, 8, 1}, {PAGE1, 8, 4, 30}}, PAGES_APART},
+    {"", 134, {{PAGE1, 8, 4, 63}}, "lane 0 has pages out of order"},
+    {"", 70, {{PAGE0, 16, 4, 1}}, "lane 0 has an impossible page"},
+    {"", 70, {{PAGE0, 20, 4, 0}}, "lane 0 has an impossible page"},
+    {"", 70, {{PAGE0, 20, 4, 2}}, "lane 0 has an impossible page"},
+    {"t_mass:budget=60", 250, {{STORE, 0, 4, 0}}, PAGES_APART},
+    {"t_mass:budget=60", 250, {{MOVED, 16, 4, 2}}, "lane 0 has an impossible page"},
+    {"t_mass:budget=60", 250, {{MOVED, 24, 4, UINT32_MAX}}, "lane 0 has positions out of order"},
+    {"t_mass:budget=60", 250, {{MOVED, 28, 4, 0}}, "lane 0 has positions out of order"},
+    {"t_mass:budget=60", 250, {{MOVED, 24, 4, 250}}, "lane 0 has positions out of order"},
+};
+
+START_TEST(lies_are_found) {
+    kvc_model *m = util_model("tiny-f16.gguf", 1, 0);
+    int32_t token[N];
+    float sink[1];
+    size_t n;
+    util_tokens(token, N, util_vocab(m), 1);
+    kvc_session *s = util_session(m, lies[_i].spec, "f32", N_CTX);
+    util_feed(s, token, lies[_i].n, lies[_i].n, N, util_vocab(m), sink);
+    ck_assert_int_eq(kvc_session_save(s, path), KVC_OK);
+    kvc_session_close(s);
+    uint8_t *bytes = read_file(&n);
+    for (int i = 0; i < 3 && lies[_i].put[i].where != NOWHERE; i++) {
+        const size_t at = place(bytes, lies[_i].put[i].where) + lies[_i].put[i].skip;
+        ck_assert_msg(memcmp(bytes + at, &lies[_i].put[i].value, lies[_i].put[i].width) != 0,
+                      "the file says so already");
+        memcpy(bytes + at, &lies[_i].put[i].value, lies[_i].put[i].width);
+    }
+    write_file(bytes, n);
+    load(m, KVC_E_FORMAT, lies[_i].words);
+    free(bytes);
+    kvc_model_close(m);
+}
+END_TEST
+
+/* Cut inside every number of the head, the tokens, the first lane and its pages, and in steps that
+ * miss no column and no page. */
+START_TEST(files_that_are_cut_are_refused) {
+    kvc_model *m = util_model("tiny-f16.gguf", 1, 0);
+    int32_t token[N];
+    float sink[1];
+    size_t n;
+    util_tokens(token, N, util_vocab(m), 1);
+    kvc_session *s = util_session(m, "t_mass:budget=60+quant8", "f32", N_CTX);
+    util_feed(s, token, 250, 250, N, util_vocab(m), sink);
+    ck_assert_int_eq(kvc_session_save(s, path), KVC_OK);
+    kvc_session_close(s);
+    uint8_t *bytes = read_file(&n);
+    const size_t head = tokens_at(bytes), store = store_at(bytes), page = place(bytes, MOVED);
+    kvc_params *p = util_params();
+    for (size_t at = n - 1; at > 0;) {
+        ck_assert_int_eq(truncate(path, (off_t)at), 0);
+        const int32_t rc = kvc_session_load(m, path, p, &s);
+        ck_assert_msg(rc == KVC_E_FORMAT, "cut at %zu of %zu: %d", at, n, rc);
+        ck_assert_ptr_null(s);
+        ck_assert_msg(strstr(kvc_params_error(p), path) != NULL, "%s", kvc_params_error(p));
+        const bool number = at + 24 > n || at < head || (at >= store && at < store + 60) ||
+                            (at >= page && at < page + 300);
+        at -= number ? 1 : at % 100 > 0 ? at % 100 : 100;
+    }
+    kvc_params_destroy(p);
+    free(bytes);
+    kvc_model_close(m);
+}
+END_TEST
+
+/* More than is written or read at a time. */
+START_TEST(large_sessions_go_on) {
+    enum { LARGE = 1500 };
+    static int32_t token[LARGE];
+    kvc_model *m = util_model("tiny-f16.gguf", 2, 0);
+    const uint32_t vocab = util_vocab(m);
+    float *want = malloc(vocab * sizeof *want), *got = malloc(vocab * sizeof *got);
+    util_tokens(token, LARGE, vocab, 1);
+    kvc_session *s = util_session(m, "full:type=f32", "f32", LARGE);
+    util_feed(s, token, LARGE - 1, LARGE - 1, LARGE, vocab, got);
+    ck_assert_int_eq(kvc_session_save(s, path), KVC_OK);
+    struct stat st;
+    ck_assert_int_eq(stat(path, &st), 0);
+    ck_assert_int_gt(st.st_size, 1 << 20);
+    kvc_session *l = load(m, KVC_OK, NULL);
+    util_feed(s, token + LARGE - 1, 1, 0, 1, vocab, want);
+    util_feed(l, token + LARGE - 1, 1, 0, 1, vocab, got);
+    util_same(want, got, 1, vocab, "a large session");
+    kvc_session_close(l);
+    kvc_session_close(s);
+    kvc_model_close(m);
+    free(want);
+    free(got);
+}
+END_TEST
+
+/* A path may be a name alone; what isn't a file is no session. */
+START_TEST(paths) {
+    kvc_model *m = util_model("tiny-f16.gguf", 1, 0);
+    int32_t token[N];
+    float sink[1];
+    util_tokens(token, N, util_vocab(m), 1);
+    kvc_session *s = util_session(m, "", "f32", N_CTX), *l = NULL;
+    kvc_params *p = util_params();
+    util_feed(s, token, 3, 3, 3, util_vocab(m), sink);
+    const int here = open(".", O_RDONLY);
+    ck_assert_int_ge(here, 0);
+    ck_assert_int_eq(chdir(dir), 0);
+    ck_assert_msg(kvc_session_save(s, "session") == KVC_OK, "%s", kvc_session_error(s));
+    ck_assert_msg(kvc_session_load(m, "session", p, &l) == KVC_OK, "%s", kvc_params_error(p));
+    ck_assert_uint_eq(kvc_session_n_past(l), 3);
+    kvc_session_close(l);
+    ck_assert_int_eq(fchdir(here), 0);
+    close(here);
+    kvc_session_close(load(m, KVC_OK, NULL));
+    ck_assert_int_eq(kvc_session_load(m, dir, p, &l), KVC_E_IO);
+    ck_assert_ptr_null(l);
+    ck_assert_ptr_nonnull(strstr(kvc_params_error(p), "not a regular file; give the path of"));
+    ck_assert_int_eq(kvc_session_save(s, dir), KVC_E_IO);
+    ck_assert_ptr_nonnull(strstr(kvc_session_error(s), dir));
+    kvc_session_close(s);
+    kvc_params_destroy(p);
+    kvc_model_close(m);
+}
+END_TEST
+
 START_TEST(foreign_files_are_refused) {
     kvc_model *m = util_model("tiny-f16.gguf", 1, 0), *other = util_model("tiny-q8_0.gguf", 1, 0);
     int32_t token[N];
@@ -311,6 +515,10 @@ int main(void) {
     tcase_add_loop_test(tc, saved_sessions_go_on, 0, N_SPEC);
     tcase_add_loop_test(tc, saving_twice_gives_the_same_bytes, 0, N_SPEC);
     tcase_add_loop_test(tc, damaged_files_are_refused, 0, N_SPEC);
+    tcase_add_loop_test(tc, lies_are_found, 0, (int)(sizeof lies / sizeof *lies));
+    tcase_add_test(tc, files_that_are_cut_are_refused);
+    tcase_add_test(tc, large_sessions_go_on);
+    tcase_add_test(tc, paths);
     tcase_add_test(tc, foreign_files_are_refused);
     tcase_add_test(tc, arguments);
     suite_add_tcase(suite, tc);

@@ -452,6 +452,18 @@ START_TEST(test_special_never_splits_a_character) {
 }
 END_TEST
 
+/* A special token of no text matches nothing and hides no other. */
+START_TEST(test_special_of_no_text_is_left_out) {
+    int32_t x = (int32_t)add("!x", USER);
+    add("", USER);
+    int32_t a = (int32_t)add("<a>", CONTROL);
+    add("", CONTROL);
+    must_create();
+    CHECK_IDS("hello!x<a>", KVC_TEXT_SPECIAL, 259, x, a);
+    check_ids("", KVC_TEXT_SPECIAL, NULL, 0);
+}
+END_TEST
+
 START_TEST(test_bos_if_the_model_wants_one) {
     src.bos = (int64_t)add("<s>", CONTROL);
     src.eos = 1;
@@ -785,6 +797,7 @@ static TCase *tests_special(void) {
     tcase_add_test(c, test_control_only_on_request);
     tcase_add_test(c, test_longest_special_wins);
     tcase_add_test(c, test_special_never_splits_a_character);
+    tcase_add_test(c, test_special_of_no_text_is_left_out);
     tcase_add_loop_test(c, test_bos_if_the_model_wants_one, -1, 2);
     tcase_add_test(c, test_ids_may_be_absent);
     return c;
