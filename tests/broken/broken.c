@@ -227,9 +227,7 @@ static int32_t create(const kvc_host *host, const kvc_shape *shape, const kvc_va
     *self = (void *)(uintptr_t)host;
     plan_break(plan);
 #if defined(BROKEN_LEAKS)
-    static void *kept; /* so that leak checkers, which have no part in it, don't find it */
-    kept = host->realloc(host->ctx, NULL, 0, 1000, 64);
-    (void)kept;
+    host->account(host->ctx, KVC_BYTES_MEMORY, 1000); /* and never back */
 #endif
 #if defined(BROKEN_CREATE_FAILS)
     return host->fail(host->ctx, KVC_E_PARAM, "create says no on purpose");
