@@ -350,7 +350,18 @@ static void merge_hooks(kvc__stack *s) {
     }
 }
 
-static int32_t write_spec(kvc__stack *s, kvc__err *err) {
+/* The spec in full. A fork takes its original's: a stage that is shared has only the values that
+ * create() was given, whose texts are gone. */
+static int32_t write_spec(kvc__stack *s, const kvc__stack *like, kvc__err *err) {
+    if (like != NULL) {
+        s->spec = kvc__alloc(s->mem, like->spec_bytes);
+        if (s->spec == NULL) {
+            return kvc__fail(err, KVC_E_NOMEM, "no memory for the text of a spec");
+        }
+        s->spec_bytes = like->spec_bytes;
+        memcpy(s->spec, like->spec, like->spec_bytes);
+        return KVC_OK;
+    }
     size_t need = 1;
     for (uint32_t j = 0; j < s->n_stage; j++) {
         need += kvc__spec_format(&s->stage[j]->policy.desc, s->stage[j]->value, NULL, 0) + 1;
@@ -412,7 +423,7 @@ static int32_t stack_build(kvc__stack *s, const kvc__stack_env *env, const kvc__
                "back by "
                "whole pages only");
     }
-    return write_spec(s, err);
+    return write_spec(s, like, err);
 }
 
 int32_t kvc__stack_create(const kvc__stack_env *env, const kvc__search *search,

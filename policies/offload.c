@@ -228,7 +228,7 @@ static void read_run(reading *r, uint32_t i, uint32_t j, uint64_t end) {
 
 /* Sorts pages [first, first + n) by place into c->order; returns how many there are to read. */
 static uint32_t sort_pages(reading *r, uint32_t first, uint32_t n) {
-    uint32_t *order = r->c->order, count_ = 0;
+    uint32_t *order = r->c->order, n_good = 0;
     for (uint32_t i = first; i < first + n; i++) {
         kvc_tier_page *page = kvc_tier_page_at(r->page, r->stride, i);
         if (!plausible(r->o, page)) {
@@ -236,13 +236,13 @@ static uint32_t sort_pages(reading *r, uint32_t first, uint32_t n) {
             r->n_lost++;
             continue;
         }
-        uint32_t k = count_++;
+        uint32_t k = n_good++;
         for (; k > 0 && nth(r, k - 1)->key[0] > page->key[0]; k--) {
             order[k] = order[k - 1];
         }
         order[k] = i;
     }
-    return count_;
+    return n_good;
 }
 
 /* Reads pages [first, first + n), n <= n_page: records that lie near each other at once. */

@@ -19,7 +19,7 @@
 enum {
     HEAD = 4,        /* bytes of a stream's word in front of a record */
     SMALL = 256,     /* streams of fewer bytes aren't compressed */
-    WINDOW_LOG = 14, /* zstd takes the memory for a stream of 16 KiB, however long it is */
+    WINDOW_LOG = 13, /* zstd takes the memory for 8 KiB, however long a stream is */
     TABLE_LOG = 12   /* of its match finder */
 };
 
@@ -116,7 +116,7 @@ static bool find_pieces(offload_shape *s, const kvc_page_layout *l, uint8_t *map
 }
 
 /* Puts the planes of pieces [from, end) whose elements have that size, and which hold integers or
- * not, into streams: those of one offload_piece alone, or of all together. */
+ * not, into streams: those of one piece alone, or of all together. */
 static void add_streams(offload_shape *s, uint32_t from, uint32_t end, uint32_t elem, bool integers,
                         bool together) {
     uint32_t first = NONE;

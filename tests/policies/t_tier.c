@@ -100,7 +100,9 @@ static int32_t get(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride)
     t_tier *t = self;
     const int64_t call = atomic_fetch_add(&t->n_get, 1) + 1;
     const bool lose = t->lose > 0 && call >= t->lose && call < t->lose + t->lose_n;
-    if (call == t->fail_get) {
+    /* What was read ahead in vain is read again, so a tier that is to be found broken stays so. */
+    const bool stays = t->code != KVC_E_IO && t->fail_get > 0 && call > t->fail_get;
+    if (call == t->fail_get || stays) {
         return t->host->fail(t->host->ctx, t->code, "get was told to fail");
     }
     for (uint32_t i = 0; i < n; i++) {
