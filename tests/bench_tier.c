@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT
- * bench_tier.c: bench_tier MODEL [DIR [HOT [DEPTH]]]: what it costs to keep the cache on a disk.
- * Decodes behind a prompt of DEPTH tokens (4,096) under `full` and `quant8`, in memory and on the
- * disk of DIR with HOT bytes in memory (8M), and says how near that comes to the limit: the cores'
- * time for computing and decompressing a token, or the disk's rate of reading, whichever is less.
- * The first is the user time of one thread, measured here; the second the rate at which as many
- * threads as compute read a file of that size, with nothing of it in the page cache. */
+ * bench_tier.c: bench_tier MODEL [DIR [HOT [DEPTH [FORMAT]]]]: what it costs to keep the cache on a
+ * disk. Decodes behind a prompt of DEPTH tokens (4,096) under `full` and `quant8`, in memory and on
+ * the disk of DIR with HOT bytes in memory (8M), and says how near that comes to the limit: the
+ * cores' time for computing and decompressing a token, or the disk's rate of reading, whichever is
+ * less. The first is the user time of one thread, measured here; the second the rate at which as
+ * many threads as compute read a file of that size, with nothing of it in the page cache. */
 #define _DEFAULT_SOURCE /* getrusage's timeval macros */
 #include "kvc/kvc.h"
 
@@ -220,14 +220,17 @@ static void compare(const char *path, const char *dir, const char *hot, uint32_t
 
 int main(int argc, char **argv) {
     if (argc < 2) {
-        fprintf(stderr, "usage: bench_tier MODEL [DIR [HOT [DEPTH]]]\n");
+        fprintf(stderr, "usage: bench_tier MODEL [DIR [HOT [DEPTH [FORMAT]]]]\n");
         return 2;
     }
     const char *dir = argc > 2 ? argv[2] : "/var/tmp", *hot = argc > 3 ? argv[3] : "8M";
     const uint32_t depth = argc > 4 ? (uint32_t)atoi(argv[4]) : 4096;
     printf("%s, %s\n", kvc_version(), kvc_cpu_level());
-    compare(argv[1], dir, hot, depth, "full");
-    compare(argv[1], dir, hot, depth, "quant8");
-    compare(argv[1], dir, hot, depth, "quant8:hadamard=off");
+    static const char *const format[] = {"full", "quant8", "quant8:hadamard=off"};
+    for (int i = 0; i < 3; i++) {
+        if (argc < 6 || strcmp(argv[5], format[i]) == 0) {
+            compare(argv[1], dir, hot, depth, format[i]);
+        }
+    }
     return 0;
 }
