@@ -114,13 +114,15 @@ void kvc__arena_give(kvc__arena *a, uint32_t layer, uint32_t slot) {
         return;
     }
     l->first_free = slot < l->first_free ? slot : l->first_free;
-    if (kvc__arena_is_away(a, layer, slot)) {
+    if (!kvc__arena_is_away(a, layer, slot)) {
+        kvc__discard(kvc__arena_page(a, layer, slot), l->page_bytes);
+        return;
+    }
+    if (l->key[slot].where == KVC__PAGE_AWAY) {
         const kvc_tier_page page = kvc__arena_away(a, layer, slot, NULL);
         kvc__tier_drop(a->tier, &page, 1);
-        l->key[slot].away = 0;
-    } else {
-        kvc__discard(kvc__arena_page(a, layer, slot), l->page_bytes);
     }
+    l->key[slot].where = KVC__PAGE_HERE;
 }
 
 bool kvc__arena_is_shared(const kvc__arena *a, uint32_t layer, uint32_t slot) {
@@ -133,7 +135,7 @@ uint8_t *kvc__arena_page(const kvc__arena *a, uint32_t layer, uint32_t slot) {
 }
 
 bool kvc__arena_is_away(const kvc__arena *a, uint32_t layer, uint32_t slot) {
-    return a->tier != NULL && a->layer[layer].key[slot].away != 0;
+    return a->tier != NULL && a->layer[layer].key[slot].where != KVC__PAGE_HERE;
 }
 
 kvc_tier_page kvc__arena_away(const kvc__arena *a, uint32_t layer, uint32_t slot, void *bytes) {
@@ -149,9 +151,11 @@ int32_t kvc__arena_put(kvc__arena *a, uint32_t layer, uint32_t head, uint32_t sl
     kvc__slot_key *k = &a->layer[layer].key[slot];
     k->head = head;
     kvc_tier_page page = kvc__arena_away(a, layer, slot, bytes);
-    KVC_TRY(kvc__tier_put(a->tier, &page, 1));
-    *k = (kvc__slot_key){.key = {page.key[0], page.key[1]}, .head = head, .away = 1};
-    return KVC_OK;
+    const int32_t rc = kvc__tier_put(a->tier, &page, 1);
+    *k = (kvc__slot_key){.key = {page.key[0], page.key[1]},
+                         .head = head,
+                         .where = rc == KVC_OK ? KVC__PAGE_AWAY : KVC__PAGE_NOWHERE};
+    return rc;
 }
 
 size_t kvc__arena_slot_bytes(const kvc__arena *a) {

@@ -18,11 +18,18 @@
 #define KVC__NO_SLOT    UINT32_MAX
 #define KVC__MAX_HOLDER 1024u /* a session and its forks, those that are closed included */
 
-/** Where a page is when its slot has no memory. */
+/** Where a slot's page is. */
+enum {
+    KVC__PAGE_HERE = 0, /* in the slot's memory */
+    KVC__PAGE_AWAY,     /* in the tier */
+    KVC__PAGE_NOWHERE   /* the tier refused it: only good to be given up */
+};
+
+/** A slot whose page isn't in its memory. */
 typedef struct kvc__slot_key {
     uint64_t key[2];
     uint32_t head;
-    uint32_t away; /* 1: in the tier */
+    uint32_t where; /* KVC__PAGE_… */
 } kvc__slot_key;
 
 /** One layer's slots. */
@@ -64,10 +71,10 @@ bool kvc__arena_is_shared(const kvc__arena *a, uint32_t layer, uint32_t slot);
 /** A slot's bytes, of no meaning when its page is away. */
 uint8_t *kvc__arena_page(const kvc__arena *a, uint32_t layer, uint32_t slot);
 
-/** True when the page is in the tier. */
+/** True when the page isn't in memory. */
 bool kvc__arena_is_away(const kvc__arena *a, uint32_t layer, uint32_t slot);
 /** Hands bytes to the tier as the page of a slot, whose memory isn't touched. Statuses as
- * kvc__tier_put(); the page is then not away. [worker] for different slots */
+ * kvc__tier_put(); the page is then nowhere. [worker] for different slots */
 int32_t kvc__arena_put(kvc__arena *a, uint32_t layer, uint32_t head, uint32_t slot, void *bytes);
 /** What the tier is to be asked for to bring a page to bytes. [any] while the slot is held */
 kvc_tier_page kvc__arena_away(const kvc__arena *a, uint32_t layer, uint32_t slot, void *bytes);

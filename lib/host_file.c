@@ -67,9 +67,21 @@ static void host_file_drop(void *ctx, kvc_file *file, uint64_t at, size_t n) {
     }
 }
 
+static int32_t host_file_expect(void *ctx, kvc_file *file, uint32_t group, uint32_t n,
+                                size_t bytes) {
+    kvc__stage *st = ctx;
+    kvc__err err = {{0}};
+    if (file == NULL) {
+        return st->host.fail(st, KVC_E_ARG, "records are expected in no file");
+    }
+    const int32_t rc = kvc__scratch_expect(file, group, n, bytes, &err);
+    return rc < 0 ? st->host.fail(st, rc, err.text) : KVC_OK;
+}
+
 const kvc_host_file kvc__host_file = {.struct_size = sizeof(kvc_host_file),
                                       .open = host_file_open,
                                       .close = host_file_close,
                                       .put = host_file_put,
                                       .get = host_file_get,
-                                      .drop = host_file_drop};
+                                      .drop = host_file_drop,
+                                      .expect = host_file_expect};

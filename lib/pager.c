@@ -21,7 +21,6 @@ enum { EMPTY = 0, LOADING, READY, FAILED };
 /* A buffer of the ring. */
 typedef struct entry {
     uint32_t state, layer, range;
-    uint32_t n_use;      /* times it will still be used in the present pass */
     uint32_t n_pin;      /* jobs that use it now */
     uint32_t unit;       /* of the present list, or NONE */
     bool ahead;          /* the list of what is read ahead has it */
@@ -33,7 +32,9 @@ typedef struct entry {
 } entry;
 
 typedef struct unit {
-    uint32_t range, entry;
+    uint32_t range;
+    uint32_t entry; /* of the ring, or NONE */
+    uint32_t n_use; /* times it will still be pinned; of the present list */
 } unit;
 
 typedef struct list {
@@ -51,8 +52,7 @@ struct kvc__pager {
     kvc__io_source source;
     entry *entry; /* [n_entry] */
     list now, soon, draft;
-    uint32_t n_use; /* of each unit of the present pass */
-    uint32_t *at;   /* [n_range] the unit of a range in the present list, or NONE */
+    uint32_t *at; /* [n_range] the unit of a range in the present list, or NONE */
     uint64_t clock;
     uint32_t lost;
     atomic_uint_least64_t wait_ns;
@@ -201,7 +201,6 @@ static void load(kvc__pager *p, list *l, uint32_t u, entry *e) {
     e->layer = l->layer;
     e->range = l->unit[u].range;
     e->unit = now ? u : NONE;
-    e->n_use = now ? p->n_use : 0;
     e->n_pin = 0;
     e->ahead = !now;
     l->unit[u].entry = (uint32_t)(e - p->entry);
@@ -221,9 +220,42 @@ static void load(kvc__pager *p, list *l, uint32_t u, entry *e) {
     changed(p);
 }
 
+/* Whether a buffer has, or is about to have, all pages of unit u. */
+static bool holds(const kvc__pager *p, const entry *e, const list *l, uint32_t u) {
+    const uint32_t *slot = l->slot + (size_t)u * p->width;
+    if (e->state == EMPTY || e->state == FAILED || e->layer != l->layer ||
+        e->range != l->unit[u].range) {
+        return false;
+    }
+    for (uint32_t i = 0; i < p->width; i++) {
+        if (slot[i] != KVC__NO_SLOT && slot[i] != e->slot[i]) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Gives unit u the buffer that holds it already; false when there is none. */
+static bool find_held(kvc__pager *p, list *l, uint32_t u) {
+    for (uint32_t i = 0; i < p->env.n_entry; i++) {
+        entry *e = &p->entry[i];
+        if (!holds(p, e, l, u)) {
+            continue;
+        }
+        l->unit[u].entry = i;
+        if (l == &p->now) {
+            e->unit = u;
+        } else {
+            e->ahead = true;
+        }
+        return true;
+    }
+    return false;
+}
+
 /* Loads the next unit that a list lacks; false when there is none, or no buffer for it. */
 static bool load_next(kvc__pager *p, list *l) {
-    while (l->next < l->n && l->unit[l->next].entry != NONE) {
+    while (l->next < l->n && (l->unit[l->next].entry != NONE || find_held(p, l, l->next))) {
         l->next++;
     }
     if (l->next == l->n) {
@@ -259,7 +291,7 @@ void kvc__pager_list(kvc__pager *p, uint32_t layer) {
 void kvc__pager_want(kvc__pager *p, uint32_t range, uint32_t head, uint32_t at, uint32_t slot) {
     list *l = &p->draft;
     if (l->n == 0 || l->unit[l->n - 1].range != range) {
-        l->unit[l->n] = (unit){range, NONE};
+        l->unit[l->n] = (unit){.range = range, .entry = NONE};
         for (uint32_t i = 0; i < p->width; i++) {
             l->slot[(size_t)l->n * p->width + i] = KVC__NO_SLOT;
         }
@@ -274,46 +306,10 @@ static void swap_list(list *a, list *b) {
     *b = t;
 }
 
-/* Whether a buffer has all pages of unit u. */
-static bool holds(const kvc__pager *p, const entry *e, const list *l, uint32_t u) {
-    const uint32_t *slot = l->slot + (size_t)u * p->width;
-    if (e->state == EMPTY || e->state == FAILED || e->layer != l->layer ||
-        e->range != l->unit[u].range) {
-        return false;
-    }
-    for (uint32_t i = 0; i < p->width; i++) {
-        if (slot[i] != KVC__NO_SLOT && slot[i] != e->slot[i]) {
-            return false;
-        }
-    }
-    return true;
-}
-
-/* Gives a list's units the buffers that hold them already. */
-static void match(kvc__pager *p, list *l) {
-    for (uint32_t i = 0; i < p->env.n_entry; i++) {
-        entry *e = &p->entry[i];
-        for (uint32_t u = 0; u < l->n && e->state != EMPTY && e->layer == l->layer; u++) {
-            if (l->unit[u].entry != NONE || e->unit != NONE || !holds(p, e, l, u)) {
-                continue;
-            }
-            l->unit[u].entry = i;
-            if (l == &p->now) {
-                e->unit = u;
-                e->n_use = p->n_use;
-            } else {
-                e->ahead = true;
-            }
-            break;
-        }
-    }
-}
-
 /* Takes the present pass's and the next one's claims off all buffers. */
 static void release_all(kvc__pager *p) {
     for (uint32_t i = 0; i < p->env.n_entry; i++) {
         p->entry[i].unit = NONE;
-        p->entry[i].n_use = 0;
         p->entry[i].ahead = false;
     }
     p->now.n = p->now.next = 0;
@@ -324,14 +320,14 @@ void kvc__pager_begin(kvc__pager *p, uint32_t n_use) {
     pthread_mutex_lock(&p->mutex);
     release_all(p);
     swap_list(&p->now, &p->draft);
-    p->n_use = n_use;
     for (uint32_t i = 0; i < p->env.n_range; i++) {
         p->at[i] = NONE;
     }
     for (uint32_t u = 0; u < p->now.n; u++) {
         p->at[p->now.unit[u].range] = u;
+        p->now.unit[u].n_use = n_use;
+        (void)find_held(p, &p->now, u);
     }
-    match(p, &p->now);
     pthread_mutex_unlock(&p->mutex);
     kvc__io_wake(p->env.io);
 }
@@ -339,7 +335,9 @@ void kvc__pager_begin(kvc__pager *p, uint32_t n_use) {
 void kvc__pager_ahead(kvc__pager *p) {
     pthread_mutex_lock(&p->mutex);
     swap_list(&p->soon, &p->draft);
-    match(p, &p->soon);
+    for (uint32_t u = 0; u < p->soon.n; u++) {
+        (void)find_held(p, &p->soon, u);
+    }
     pthread_mutex_unlock(&p->mutex);
     kvc__io_wake(p->env.io);
 }
@@ -348,7 +346,6 @@ void kvc__pager_end(kvc__pager *p) {
     pthread_mutex_lock(&p->mutex);
     for (uint32_t i = 0; i < p->env.n_entry; i++) {
         p->entry[i].unit = NONE;
-        p->entry[i].n_use = 0;
     }
     p->now.n = p->now.next = 0;
     pthread_mutex_unlock(&p->mutex);
@@ -360,6 +357,9 @@ void kvc__pager_end(kvc__pager *p) {
 /* Does something useful while unit u is not there: brings it, or another one, or waits. */
 static void make_progress(kvc__pager *p, uint32_t u) {
     unit *mine = &p->now.unit[u];
+    if (mine->entry == NONE && find_held(p, &p->now, u)) {
+        return;
+    }
     if (mine->entry == NONE) {
         entry *e = find_free(p, true);
         e = e == NULL ? steal(p, u) : e;
@@ -417,9 +417,10 @@ void kvc__pager_unpin(kvc__pager *p, uint32_t range) {
     pthread_mutex_lock(&p->mutex);
     const uint32_t u = p->at[range];
     if (u != NONE && u < p->now.n) {
-        entry *e = &p->entry[p->now.unit[u].entry];
+        unit *mine = &p->now.unit[u];
+        entry *e = &p->entry[mine->entry];
         e->n_pin--;
-        if (--e->n_use == 0) {
+        if (--mine->n_use == 0) {
             e->unit = NONE;
             e->used_at = ++p->clock;
             wake = p->now.next < p->now.n || p->soon.next < p->soon.n;

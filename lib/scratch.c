@@ -59,8 +59,9 @@ struct kvc_file {
     uint32_t cap_block;
     group *group; /* [n_group], by ascending id */
     uint32_t n_group, cap_group;
-    uint64_t written; /* bytes since the last flush */
-    uint64_t told;    /* bytes that kvc__scratch_change() spoke of */
+    uint64_t n_expected; /* units that there are to be tables for */
+    uint64_t written;    /* bytes since the last flush */
+    uint64_t told;       /* bytes that kvc__scratch_change() spoke of */
 };
 
 /* What went wrong with the file in dir, and why. */
@@ -535,6 +536,23 @@ void kvc__scratch_drop(kvc_file *f, uint64_t at, size_t n) {
         give(f, first, count);
     }
     pthread_mutex_unlock(&f->lock);
+}
+
+int32_t kvc__scratch_expect(kvc_file *f, uint32_t id, uint32_t n, size_t bytes, kvc__err *err) {
+    const uint64_t each = granules(bytes > 0 && bytes <= PTRDIFF_MAX ? bytes : 1);
+    /* A record that fits into a unit doesn't reach into the next one. */
+    const uint64_t in_unit = UNIT_GRANULES / each, large = each / UNIT_GRANULES + 1;
+    const uint64_t units = in_unit > 0     ? (n + in_unit - 1) / in_unit
+                           : large >= NONE ? NONE
+                                           : n * large;
+    pthread_mutex_lock(&f->lock);
+    f->n_expected = f->n_expected + units < NONE ? f->n_expected + units : NONE;
+    /* The file grows by whole steps. */
+    const bool fits = f->n_expected < NONE - STEP && group_get(f, id) != NULL &&
+                      reserve_units(f, f->n_expected + STEP) == KVC_OK;
+    pthread_mutex_unlock(&f->lock);
+    return fits ? KVC_OK
+                : kvc__fail(err, KVC_E_NOMEM, "no memory for the tables of a scratch file");
 }
 
 uint64_t kvc__scratch_bytes(kvc_file *f) {

@@ -28,6 +28,10 @@ int32_t kvc__scratch_get(kvc_file *f, uint64_t at, void *bytes, size_t n, kvc__e
 /** Gives a record's room back; what isn't a record's is left alone. [any] */
 void kvc__scratch_drop(kvc_file *f, uint64_t at, size_t n);
 
+/** Takes memory for the tables of one more group, of n records of at most `bytes` each.
+ * KVC_E_NOMEM. [any] */
+int32_t kvc__scratch_expect(kvc_file *f, uint32_t group, uint32_t n, size_t bytes, kvc__err *err);
+
 /** Bytes that the file takes on disk, room for later records included. [any] */
 uint64_t kvc__scratch_bytes(kvc_file *f);
 /** The change of these bytes since the last call, or since the file was made. [any] */

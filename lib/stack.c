@@ -170,8 +170,9 @@ static int32_t check_tier(kvc__stage *st, kvc__err *err) {
         return KVC_OK;
     }
     if (p->answers != KVC_ANSWERS_WHERE || p->flags != 0 || p->observe != 0 || p->n_column > 0 ||
-        api->visible != NULL || api->begin != NULL || api->append != NULL || api->select != NULL ||
-        api->page_end != NULL || api->end != NULL || api->rewind != NULL || api->truncate != NULL) {
+        p->quantum != KVC_PAGE || p->positions != KVC_POSITIONS_ORIGINAL || api->visible != NULL ||
+        api->begin != NULL || api->append != NULL || api->select != NULL || api->page_end != NULL ||
+        api->end != NULL || api->rewind != NULL || api->truncate != NULL) {
         return plan_bad(st, "has a tier and something else, a hook or another answer", err);
     }
     const uint32_t size = p->tier->struct_size;
@@ -317,12 +318,17 @@ static int32_t merge_tier(kvc__stack *s, kvc__err *err) {
                                .shape = s->shape,
                                .n_head_kv = s->n_head_kv,
                                .n_layer = s->n_layer,
-                               .n_call = kvc__pool_n_thread(s->pool) + KVC__IO_THREADS,
-                               .n_page = heads * KVC__RANGE_PAGES};
+                               .n_call = kvc__pool_n_thread(s->pool) + KVC__IO_THREADS + 1,
+                               .n_page = heads * KVC__RANGE_PAGES,
+                               .n_lane_page = kvc__stack_max_page(s)};
     int32_t rc = kvc__tier_open(&st->tier, &env);
     if (rc == KVC_E_POLICY && st->tier.layout.layer != NULL && st->said.text[0] == '\0') {
         return kvc__fail(err, rc, "policy '%s': its codec's fields leave the page, or it failed",
                          s->codec.owner != NULL ? s->codec.owner : st->policy.desc.name);
+    }
+    if (rc > 0) {
+        return kvc__fail(err, KVC_E_POLICY, "policy '%s': open answered %d, which is no status",
+                         st->policy.desc.name, (int)rc);
     }
     return rc == KVC_OK ? KVC_OK : create_failed(st, rc, err);
 }
@@ -629,7 +635,7 @@ bool kvc__stack_returns(kvc__stack *s, int32_t pos) {
 int32_t kvc__stack_truncate(kvc__stack *s, int32_t pos, kvc__err *err) {
     for (uint32_t j = 0; j < s->n_stage; j++) {
         kvc__stage *st = s->stage[j];
-        if (pos == 0) {
+        if (pos == 0 && st->plan.tier == NULL) {
             st->rng = st->seed; /* what is computed again draws the same numbers */
         }
         if (st->policy.api.truncate == NULL) {
@@ -674,7 +680,9 @@ int32_t kvc__stack_can_save(const kvc__stack *s, kvc__err *err) {
 /* One stage's state, with its length in front so that a reader can't go beyond it. */
 static int32_t stage_save(kvc__stage *st, kvc__stream *out, kvc__err *err) {
     kvc__stream own = {0};
-    KVC_TRY(kvc__stream_write(out, &st->rng, sizeof st->rng));
+    /* A tier draws no numbers, and its stage may be another session's too. */
+    const uint64_t rng = st->plan.tier == NULL ? st->rng : 0;
+    KVC_TRY(kvc__stream_write(out, &rng, sizeof rng));
     KVC_TRY(kvc__stream_memory(out->mem, &own, err));
     int32_t rc = KVC_OK;
     if (has_state(st)) {
@@ -715,7 +723,9 @@ static int32_t stream_copy(kvc__stream *in, kvc__stream *own, uint64_t n) {
 static int32_t stage_load(kvc__stage *st, kvc__stream *in, kvc__err *err) {
     kvc__stream own = {0};
     uint64_t n;
-    KVC_TRY(kvc__stream_read(in, &st->rng, sizeof st->rng));
+    uint64_t rng;
+    KVC_TRY(kvc__stream_read(in, &rng, sizeof rng));
+    st->rng = st->plan.tier == NULL ? rng : st->rng;
     KVC_TRY(kvc__stream_read(in, &n, sizeof n));
     if (n > kvc__stream_left(in) || (n > 0 && !has_state(st))) {
         return kvc__fail(err, KVC_E_FORMAT, "the state of policy '%s' is damaged",

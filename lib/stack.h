@@ -145,6 +145,10 @@ int32_t kvc__stack_load(kvc__stack *s, kvc__stream *in, kvc__err *err);
 /** KVC_OK when every stage can be saved; else as kvc__stack_save(). */
 int32_t kvc__stack_can_save(const kvc__stack *s, kvc__err *err);
 
+/** Most sealed pages of a lane. */
+static inline uint32_t kvc__stack_max_page(const kvc__stack *s) {
+    return s->n_ctx / KVC_PAGE + 1;
+}
 /** Whether a failed step can be undone; any other failure kills the stack. */
 static inline bool kvc__stack_can_undo(int32_t status) {
     return status == KVC_E_NOMEM || status == KVC_E_CANCELLED || status == KVC_E_IO ||

@@ -161,7 +161,7 @@ static int32_t store_build(kvc__store *s, kvc__mem *family, const kvc__store *li
     if (s->column != NULL || s->pos != NULL) {
         KVC_TRY(kvc__store_journal_create(s, err));
     }
-    return stack->tier != NULL ? kvc__store_tier_create(s, err) : KVC_OK;
+    return stack->tier != NULL ? kvc__store_tier_create(s, like != NULL, err) : KVC_OK;
 }
 
 int32_t kvc__store_create(kvc__mem *mem, kvc__mem *family, kvc__stack *stack,
@@ -170,7 +170,7 @@ int32_t kvc__store_create(kvc__mem *mem, kvc__mem *family, kvc__stack *stack,
     out->mem = mem;
     out->stack = stack;
     out->n_layer = stack->n_layer;
-    out->cap_page = stack->n_ctx / KVC_PAGE + 1;
+    out->cap_page = kvc__stack_max_page(stack);
     int32_t rc = store_build(out, family, like, err);
     if (rc < 0) {
         kvc__store_destroy(out);
@@ -240,15 +240,8 @@ uint8_t *kvc__store_fill(kvc__store *s, uint32_t layer, uint32_t head, uint32_t 
 
 int32_t kvc__store_place(kvc__store *s, uint32_t layer, uint32_t head, uint32_t slot,
                          uint8_t *bytes) {
-    uint8_t *own = kvc__arena_page(s->arena, layer, slot);
-    if (bytes == own) {
-        return KVC_OK;
-    }
-    int32_t rc = kvc__arena_put(s->arena, layer, head, slot, bytes);
-    if (rc < 0) {
-        memcpy(own, bytes, s->stack->shape[layer].page_bytes);
-    }
-    return rc;
+    const bool stays = bytes == kvc__arena_page(s->arena, layer, slot);
+    return stays ? KVC_OK : kvc__arena_put(s->arena, layer, head, slot, bytes);
 }
 
 static void ref_free(kvc__store *s, uint32_t layer, kvc__lane *l, kvc__ref *r) {

@@ -99,7 +99,7 @@ static inline kvc__lane *kvc__store_lane(const kvc__store *s, uint32_t layer, ui
 }
 /** The bytes of a sealed page; NULL when freed or away. */
 const uint8_t *kvc__store_page(const kvc__store *s, uint32_t layer, const kvc__ref *ref);
-/** True when a page is in the tier. */
+/** True when a page isn't in memory. */
 bool kvc__store_is_away(const kvc__store *s, uint32_t layer, const kvc__ref *ref);
 /** Positions of page index i of a lane (i == n_page: the open page) into out[64]; returns its
  * entries. */
@@ -119,7 +119,8 @@ const uint8_t *kvc__store_bring(const kvc__store *s, uint32_t layer, uint32_t la
 /** Memory for a page that is being filled, which is to be placed by kvc__store_place(): the slot's
  * own, or one per head on its way to the tier. Takes a slot; NULL when there is none. [decode] */
 uint8_t *kvc__store_fill(kvc__store *s, uint32_t layer, uint32_t head, uint32_t *slot);
-/** Hands a filled page to the tier, if it goes there. On failure it stays in memory. */
+/** Hands a filled page to the tier, if it goes there. On failure it is lost, and the step with it.
+ */
 int32_t kvc__store_place(kvc__store *s, uint32_t layer, uint32_t head, uint32_t slot,
                          uint8_t *bytes);
 
@@ -187,8 +188,9 @@ uint64_t kvc__store_held(const kvc__store *s);
 void kvc__store_note_peak(kvc__store *s);
 
 /** What a store with a tier needs beside the rest: a pager and each layer's share of the memory
- * that the plan allows. KVC_E_PARAM when that is too little, KVC_E_NOMEM. (store_tier.c) */
-int32_t kvc__store_tier_create(kvc__store *s, kvc__err *err);
+ * that the plan allows. KVC_E_PARAM when that is too little, but not for a fork, whose tier may
+ * have grown; KVC_E_NOMEM. (store_tier.c) */
+int32_t kvc__store_tier_create(kvc__store *s, bool fork, kvc__err *err);
 void kvc__store_tier_destroy(kvc__store *s);
 /** Room for one page that is brought back; NULL without a tier. [decode] */
 uint8_t *kvc__store_buffer(const kvc__store *s);

@@ -69,15 +69,21 @@ static int32_t put_columns(const kvc__store *s, uint32_t lane, uint32_t page, kv
     return KVC_OK;
 }
 
-/* A page that has to be brought back for saving. */
+/* A page for saving, which may have to be brought back. Saving doesn't hold the model's lock. */
 static int32_t bring_page(const kvc__store *s, uint32_t layer, uint32_t lane, uint32_t i,
                           const uint8_t **bytes, kvc__stream *out) {
+    const kvc__ref *r = &s->lane[lane].page[i];
     int32_t rc;
+    *bytes = kvc__store_page(s, layer, r);
+    if (*bytes != NULL) {
+        return KVC_OK;
+    }
+    pthread_mutex_lock(&s->arena->tier->outside);
     *bytes = kvc__store_bring(s, layer, lane, i, kvc__store_buffer(s), &rc);
-    return rc == KVC_OK
-               ? rc
-               : kvc__fail(out->err, rc, "a page of layer %u can't be read from the tier: %s",
-                           layer, kvc_status_text(rc));
+    pthread_mutex_unlock(&s->arena->tier->outside);
+    return rc == KVC_OK ? rc
+                        : kvc__stack_blame(s->stack, rc, "get", layer, lane - s->lane0[layer],
+                                           r->pos0, out->err);
 }
 
 static int32_t put_page(const kvc__store *s, uint32_t layer, uint32_t lane, uint32_t i,
@@ -202,8 +208,8 @@ static int32_t get_page(kvc__store *s, uint32_t layer, uint32_t lane, uint32_t i
         KVC_TRY(kvc__stream_read(in, bytes, s->stack->shape[layer].page_bytes));
         int32_t rc = kvc__store_place(s, layer, lane - s->lane0[layer], slot, bytes);
         if (rc < 0) {
-            return kvc__fail(in->err, rc, "a page of layer %u can't be given to the tier: %s",
-                             layer, kvc_status_text(rc));
+            return kvc__stack_blame(s->stack, rc, "put", layer, lane - s->lane0[layer], pos0,
+                                    in->err);
         }
         if (kvc__store_is_away(s, layer, &l->page[i])) {
             kvc__store_count_away(s, layer, 1);

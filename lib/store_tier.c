@@ -64,7 +64,7 @@ static void divide(kvc__store *s, kvc__pager_env *env, uint64_t spare) {
     }
 }
 
-int32_t kvc__store_tier_create(kvc__store *s, kvc__err *err) {
+int32_t kvc__store_tier_create(kvc__store *s, bool fork, kvc__err *err) {
     const kvc__stage *st = s->stack->tier;
     s->resident = kvc__alloc_n(s->mem, s->n_layer, 2 * sizeof *s->resident);
     if (s->resident == NULL) {
@@ -76,6 +76,7 @@ int32_t kvc__store_tier_create(kvc__store *s, kvc__err *err) {
     const uint64_t least = fixed_bytes(s) + kvc__pager_bytes(&env);
     uint64_t hot = st->plan.hot_bytes;
     hot = hot == 0 ? least + DEFAULT_SPARE : hot == KVC_HOT_LEAST ? least : hot;
+    hot = fork && hot < least ? least : hot;
     if (hot < least) {
         return kvc__fail(
             err, KVC_E_PARAM,

@@ -30,7 +30,7 @@ static int32_t layer_layout(kvc__tier *t, const kvc__tier_env *env, uint32_t i) 
         }
     }
     t->layer[i] = (kvc_page_layout){.struct_size = sizeof *t->layer,
-                                    .n_head_kv = env->n_head_kv[i],
+                                    .n_page = env->n_head_kv[i] * env->n_lane_page,
                                     .page_bytes = bytes,
                                     .n_field = n,
                                     .field_stride = sizeof *field,
@@ -40,6 +40,7 @@ static int32_t layer_layout(kvc__tier *t, const kvc__tier_env *env, uint32_t i) 
 
 int32_t kvc__tier_open(kvc__tier *t, const kvc__tier_env *env) {
     t->mem = env->mem;
+    pthread_mutex_init(&t->outside, NULL);
     t->layout = (kvc_layout){.struct_size = sizeof t->layout,
                              .n_layer = env->n_layer,
                              .n_call = env->n_call,
@@ -59,6 +60,7 @@ int32_t kvc__tier_open(kvc__tier *t, const kvc__tier_env *env) {
 
 void kvc__tier_close(kvc__tier *t) {
     if (t->mem != NULL) {
+        pthread_mutex_destroy(&t->outside);
         kvc__free(t->mem, t->layer, t->layout.n_layer * sizeof *t->layer);
         kvc__free(t->mem, t->field, (size_t)t->layout.n_layer * KVC_MAX_FIELDS * sizeof *t->field);
     }

@@ -10,6 +10,7 @@
 
 #include "kvc/policy.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
 
@@ -19,9 +20,10 @@ typedef struct kvc__tier {
     void *self;
     kvc__mem *mem; /* of the layout */
     kvc_layout layout;
-    kvc_page_layout *layer;                     /* [n_layer] */
-    kvc_field *field;                           /* [n_layer][KVC_MAX_FIELDS] */
-    atomic_uint_least64_t ns;                   /* time in its calls, over all threads */
+    kvc_page_layout *layer;   /* [n_layer] */
+    kvc_field *field;         /* [n_layer][KVC_MAX_FIELDS] */
+    pthread_mutex_t outside;  /* held by who calls it without the model's lock: one at a time */
+    atomic_uint_least64_t ns; /* time in its calls, over all threads */
     atomic_uint_least64_t n_put, n_get, n_lost; /* pages */
 } kvc__tier;
 
@@ -32,6 +34,7 @@ typedef struct kvc__tier_env {
     const kvc__page_shape *shape; /* [n_layer] */
     const uint32_t *n_head_kv;    /* [n_layer] */
     uint32_t n_layer, n_call, n_page;
+    uint32_t n_lane_page; /* most pages of a lane */
 } kvc__tier_env;
 
 /** Tells t, whose api and self are set, how pages look. KVC_E_NOMEM, KVC_E_POLICY (fields that

@@ -309,6 +309,10 @@ static int32_t open_shapes(offload *o, const kvc_layout *layout) {
         offload_shape_make(&o->shape[i], l, o->sort, map);
         give(o, map, l->page_bytes);
         o->page_bytes = l->page_bytes > o->page_bytes ? l->page_bytes : o->page_bytes;
+        const int32_t rc = o->io->expect(o->host->ctx, o->file, i, l->n_page, l->page_bytes);
+        if (rc < 0) {
+            return rc;
+        }
     }
     return KVC_OK;
 }

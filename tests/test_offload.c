@@ -206,7 +206,7 @@ static void set_layer(uint32_t layer, size_t page_bytes, uint32_t n_field) {
         w.field[layer][i].struct_size = sizeof w.field[layer][i];
     }
     w.layer[layer] = (kvc_page_layout){.struct_size = sizeof w.layer[layer],
-                                       .n_head_kv = 1,
+                                       .n_page = 8,
                                        .page_bytes = page_bytes,
                                        .n_field = n_field,
                                        .field_stride = sizeof w.field[layer][0],

@@ -3,7 +3,9 @@
  * forgetful tier does to them, and that nobody can tell it from the logits. */
 #include "engine_util.h"
 
+#include <pthread.h>
 #include <stdbool.h>
+#include <unistd.h>
 
 #define N      1000u /* more ranges over all layers than a ring holds */
 #define WANTED 985u
@@ -73,18 +75,18 @@ START_TEST(pages_leave_memory) {
 }
 END_TEST
 
-/* The bytes that a refusal says are needed. */
-static uint64_t least_of(const char *stages) {
+/* The bytes that a refusal says are needed by a tier behind other stages. */
+static uint64_t least_of(const char *stages, const char *tier) {
     char spec[128];
     kvc_params *p = util_params();
     kvc_session *s = NULL;
     unsigned long long had = 0, need = 0;
     ck_assert_int_eq(kvc_params_set_i64(p, "n_ctx", N_CTX), KVC_OK);
-    snprintf(spec, sizeof spec, "%st_tier:hot=1000", stages);
+    snprintf(spec, sizeof spec, "%s%s:hot=1000", stages, tier);
     ck_assert_int_eq(kvc_session_open(model, spec, p, &s), KVC_E_PARAM);
     ck_assert_ptr_null(s);
     ck_assert_int_eq(sscanf(kvc_params_error(p),
-                            "policy 't_tier' may hold %llu bytes in memory, but this model, spec "
+                            "policy '%*[^']' may hold %llu bytes in memory, but this model, spec "
                             "and n_ctx need %llu",
                             &had, &need),
                      2);
@@ -95,7 +97,7 @@ static uint64_t least_of(const char *stages) {
 
 START_TEST(the_limit_is_kept) {
     static const char *const stages[] = {"", "quant8+", "t_mass:budget=100+"};
-    const uint64_t least = least_of(stages[_i]);
+    const uint64_t least = least_of(stages[_i], "t_tier");
     feed_base(_i == 0 ? "" : _i == 1 ? "quant8" : "t_mass:budget=100");
     uint64_t before = UINT64_MAX;
     for (uint64_t more = 0; more <= 1000000; more += 200000) {
@@ -120,6 +122,29 @@ START_TEST(the_limit_is_kept) {
     snprintf(spec, sizeof spec, "%st_tier:hot=%llu", stages[_i], (unsigned long long)least - 1);
     ck_assert_int_eq(kvc_session_open(model, spec, p, &s), KVC_E_PARAM);
     kvc_params_destroy(p);
+}
+END_TEST
+
+/* On a disk too, at the least memory: decoding takes none, a fork is allowed and stays within the
+ * limit as long as it shares what it has. */
+START_TEST(the_limit_is_kept_on_a_disk) {
+    static const char *const stages[] = {"", "quant8+", "t_mass:budget=100+"};
+    const uint64_t least = least_of(stages[_i], "offload:dir=/tmp");
+    char spec[128];
+    feed_base(_i == 0 ? "" : _i == 1 ? "quant8" : "t_mass:budget=100");
+    snprintf(spec, sizeof spec, "%soffload:dir=/tmp:hot=%llu", stages[_i],
+             (unsigned long long)least);
+    kvc_session *s = util_session(model, spec, "f32", N_CTX), *f = NULL;
+    const uint64_t taken = last_stage(s).memory_bytes;
+    util_feed(s, token, N, WANTED, N, n_vocab, got);
+    util_same(base, got, ROWS, n_vocab, spec);
+    ck_assert_uint_gt(stats_of(s).tier_bytes, 0);
+    ck_assert_uint_eq(last_stage(s).memory_bytes, taken);
+    ck_assert_uint_le(stats_of(s).kv_peak_bytes, least);
+    ck_assert_msg(kvc_session_fork(s, &f) == KVC_OK, "%s", kvc_session_error(s));
+    ck_assert_uint_le(stats_of(f).kv_peak_bytes, least);
+    kvc_session_close(s);
+    kvc_session_close(f);
 }
 END_TEST
 
@@ -229,6 +254,24 @@ START_TEST(lost_for_good) {
 }
 END_TEST
 
+/* A page that the tier refuses isn't kept in memory instead. */
+START_TEST(a_refused_page_takes_no_memory) {
+    const uint64_t least = least_of(failing[_i], "t_tier");
+    for (uint32_t nth = 1; nth < 40; nth += 1 + nth / 2) {
+        char spec[128];
+        uint32_t at, row = 0;
+        snprintf(spec, sizeof spec, "%st_tier:hot=%llu:fail_put=%u", failing[_i],
+                 (unsigned long long)least, nth);
+        kvc_session *s = util_session(model, spec, "f32", N_CTX);
+        (void)feed_until(s, &at, &row);
+        ck_assert_uint_le(stats_of(s).kv_peak_bytes, least);
+        ck_assert_int_eq(feed_until(s, &at, &row), KVC_OK);
+        ck_assert_uint_le(stats_of(s).kv_peak_bytes, least);
+        kvc_session_close(s);
+    }
+}
+END_TEST
+
 /* Any other status is a broken policy. */
 START_TEST(a_broken_tier_kills) {
     static const int code[] = {KVC_E_ARG, KVC_E_POLICY, 7, -99};
@@ -289,6 +332,56 @@ START_TEST(forks_share_a_tier) {
 }
 END_TEST
 
+struct saver {
+    kvc_session *s;
+    char path[64];
+    int32_t rc;
+};
+
+static void *save_often(void *arg) {
+    struct saver *v = arg;
+    for (int i = 0; i < 4 && v->rc == KVC_OK; i++) {
+        v->rc = kvc_session_save(v->s, v->path);
+    }
+    return NULL;
+}
+
+/* Saving needs no lock of the model's, so forks that are saved by threads of their own, while
+ * another one computes and loads, call the shared tier all at once; the test tier counts. */
+START_TEST(forks_are_saved_side_by_side) {
+    enum { N_FORK = 8 };
+    struct saver v[N_FORK];
+    pthread_t thread[N_FORK];
+    kvc_session *s = util_session(model, "quant8+t_tier:slow=100", "f32", N_CTX), *l = NULL;
+    kvc_params *p = util_params();
+    feed_base("quant8");
+    util_feed(s, token, 900, 900, 900, n_vocab, got);
+    for (int i = 0; i < N_FORK; i++) {
+        v[i] = (struct saver){.rc = KVC_OK};
+        snprintf(v[i].path, sizeof v[i].path, "/tmp/kvc-test-tier-%d-%d", (int)getpid(), i);
+        ck_assert_int_eq(kvc_session_fork(s, &v[i].s), KVC_OK);
+    }
+    for (int i = 0; i < N_FORK; i++) {
+        ck_assert_int_eq(pthread_create(&thread[i], NULL, save_often, &v[i]), 0);
+    }
+    util_feed(s, token + 900, N - 900, WANTED - 900, 20, n_vocab, got);
+    util_same(base, got, ROWS, n_vocab, "beside forks that are saved");
+    for (int i = 0; i < N_FORK; i++) {
+        pthread_join(thread[i], NULL);
+        ck_assert_msg(v[i].rc == KVC_OK, "%s", kvc_session_error(v[i].s));
+        ck_assert_msg(kvc_session_load(model, v[i].path, p, &l) == KVC_OK, "%s",
+                      kvc_params_error(p));
+        util_feed(l, token + 900, N - 900, WANTED - 900, N, n_vocab, got);
+        util_same(base, got, ROWS, n_vocab, "a fork that was saved and loaded");
+        kvc_session_close(l);
+        kvc_session_close(v[i].s);
+        remove(v[i].path);
+    }
+    kvc_session_close(s);
+    kvc_params_destroy(p);
+}
+END_TEST
+
 /* A saved session keeps the limit while it is loaded. */
 START_TEST(loading_keeps_the_limit) {
     char path[] = "/tmp/kvc-test-tier-XXXXXX";
@@ -315,11 +408,14 @@ int main(void) {
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_test(tc, pages_leave_memory);
     tcase_add_loop_test(tc, the_limit_is_kept, 0, 3);
+    tcase_add_loop_test(tc, the_limit_is_kept_on_a_disk, 0, 3);
     tcase_add_loop_test(tc, a_failing_call_is_undone, 0, 8);
+    tcase_add_loop_test(tc, a_refused_page_takes_no_memory, 0, 4);
     tcase_add_loop_test(tc, lost_pages_are_computed_again, 0, 4);
     tcase_add_loop_test(tc, lost_for_good, 0, 4);
     tcase_add_loop_test(tc, a_broken_tier_kills, 0, 8);
     tcase_add_test(tc, forks_share_a_tier);
+    tcase_add_test(tc, forks_are_saved_side_by_side);
     tcase_add_test(tc, loading_keeps_the_limit);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);

@@ -202,13 +202,15 @@ KVC_API void kvc_session_close(kvc_session *session);
  * pages are shared until one of the two changes them (they count in both); the copy is independent
  * in every other way. The sentence of a failure is on session.
  * @return KVC_OK, KVC_E_UNSUPPORTED (a policy that can't be copied), KVC_E_NOMEM, KVC_E_BUSY,
- * KVC_E_DEAD, KVC_E_RANGE (forked more than a thousand times) */
+ * KVC_E_DEAD, KVC_E_RANGE (forked more than a thousand times), or what kvc_session_open() answers
+ */
 KVC_API int32_t kvc_session_fork(kvc_session *session, kvc_session **out);
 /** Writes a session to a file: tokens, cache, policies' state, with checksums. The file is written
  * beside path and renamed when it is whole, so path holds the old session or the new one, never a
  * part.
  * @return KVC_OK, KVC_E_UNSUPPORTED (a policy that can't be saved), KVC_E_IO, KVC_E_NOMEM,
- * KVC_E_BUSY, KVC_E_DEAD */
+ * KVC_E_BUSY, KVC_E_DEAD, KVC_E_LOST (a page that a tier has lost: decoding a token computes it
+ * again), KVC_E_POLICY */
 KVC_API int32_t kvc_session_save(kvc_session *session, const char *path);
 /** Opens a session from a file; it goes on where it was saved, with the same logits to the last
  * bit. spec, n_ctx and compute come from the file, the policies are searched by params as in
@@ -245,7 +247,8 @@ typedef struct kvc_run {
  * caller. A run that fails leaves its session as before the call (or dead, KVC_E_POLICY and then
  * KVC_E_DEAD, when a policy broke); the others go on.
  * @return KVC_OK, or the first run's status that is not: KVC_E_ARG, KVC_E_RANGE (token),
- * KVC_E_FULL, KVC_E_BUSY, KVC_E_CANCELLED, KVC_E_NOMEM, KVC_E_POLICY, KVC_E_DEAD */
+ * KVC_E_FULL, KVC_E_BUSY, KVC_E_CANCELLED, KVC_E_NOMEM, KVC_E_IO and KVC_E_LOST (of a tier),
+ * KVC_E_POLICY, KVC_E_DEAD */
 KVC_API int32_t kvc_decode(kvc_run *run, uint32_t n, uint32_t stride);
 /** The same for one session and the last token's logits. A token whose logits are asked for ends a
  * prompt unless its predecessor's were too, and policies may give up entries there: to cut a prompt

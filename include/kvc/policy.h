@@ -30,7 +30,8 @@
  * **Threads.** Each function has a tag. `[control]`: alone on the instance. `[decode]`: one at a
  * time on the instance, from any thread. `[worker]`: concurrently, but never twice at once for one
  * lane. `[pure]`: any number at once, also for one page; changes nothing. `[io]`: several at
- * once, on threads of the engine's, never two for one page; may block. `[any]`: whenever.
+ * once, on threads of the engine's and of the program's, never for one page unless all of them
+ * read it; may block. `[any]`: whenever.
  * Instances share nothing: a policy has no mutable globals.
  *
  * **Errors.** Functions return KVC_OK or a negative status of status.h and may give a sentence by
@@ -273,7 +274,7 @@ enum {
 /** How the pages of one layer look. */
 typedef struct kvc_page_layout {
     uint32_t struct_size;   /**< sizeof in the host */
-    uint32_t n_head_kv;     /**< lanes of the layer */
+    uint32_t n_page;        /**< most pages of the layer that one session has at once */
     size_t page_bytes;      /**< bytes of a page */
     uint32_t n_field;       /**< fields that are known; bytes outside them are opaque */
     uint32_t field_stride;  /**< bytes from one field[] element to the next */
@@ -284,7 +285,7 @@ typedef struct kvc_page_layout {
 typedef struct kvc_layout {
     uint32_t struct_size;         /**< sizeof in the host */
     uint32_t n_layer;             /**< layers */
-    uint32_t n_call;              /**< most [io] calls at once */
+    uint32_t n_call;              /**< most [io] calls at once, of all sessions of the instance */
     uint32_t n_page;              /**< most pages of one call */
     uint32_t layer_stride;        /**< bytes from one layer[] element to the next */
     uint32_t pad;                 /**< 0 */
@@ -355,22 +356,29 @@ enum {
 };
 
 /** Where sealed pages live that don't stay in memory. A stage with a tier answers nothing else and
- * has no hooks; one instance serves a session and its forks, and lives until the last of them is
- * closed, so it has no KVC_HOST_STORE. What get() brings back is what put() was given, to the last
- * bit. Each page is put once and dropped once. */
+ * has no functions but create(), destroy() and stats(); one instance serves a session and its
+ * forks, and lives until the last of them is closed, so it has no KVC_HOST_STORE. What get() brings
+ * back is what put() was given, to the last bit: the engine doesn't check it. Each page is put once
+ * and dropped once, before destroy(), also when the session is dead. Keys may be any 128 bits; the
+ * engine doesn't look at them. Of a page it reads back key after put(), status and *bytes after
+ * get(), and nothing else. Saving a session calls get() for pages that are away, loading makes a
+ * new instance and calls put(). */
 typedef struct kvc_tier {
     uint32_t struct_size; /**< sizeof in the policy */
     uint32_t pad;         /**< 0 */
     /** [control] Called once, when all stages are made: what the pages look like. All memory that
-     * the tier will need is taken here, so that plan.hot_bytes can be kept. NULL: not needed. */
+     * the tier will need for one session is taken here or in create(), so that plan.hot_bytes can
+     * be kept: what is taken later comes on top. NULL: not needed. */
     int32_t (*open)(void *self, const kvc_layout *layout);
-    /** [io] Keeps n pages, stride bytes apart, and sets their keys. On failure none is kept.
-     * KVC_E_IO undoes the step. */
+    /** [io] Keeps n pages, stride bytes apart, and sets their keys. On failure none is kept, and
+     * drop() isn't called for them. KVC_E_IO and KVC_E_NOMEM undo the step, anything else kills. */
     int32_t (*put)(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride);
-    /** [io] Brings n pages back. KVC_E_LOST: some are gone for good, their status says which; the
-     * engine computes them again, once. KVC_E_IO: they may be there the next time. */
+    /** [io] Brings n pages back. KVC_E_LOST: some are gone for good; those get that status (it is
+     * KVC_OK on entry, and looked at only then), and the engine drops and computes them again, once
+     * a call; if pages are lost again, the call answers KVC_E_LOST. KVC_E_IO, KVC_E_NOMEM: they may
+     * be there the next time. Anything else kills. */
     int32_t (*get)(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride);
-    /** [io] Gives n pages up. */
+    /** [io] Gives n pages up; their bytes aren't set. */
     void (*drop)(void *self, const kvc_tier_page *page, uint32_t n, uint32_t stride);
 } kvc_tier;
 
@@ -447,7 +455,8 @@ typedef struct kvc_plan {
     uint64_t hot_bytes;     /**< with a tier: most bytes that the cache may hold in memory, page
                                tables, buffers and the stages' own included. 0: the least that is
                                possible and 8 MiB; KVC_HOT_LEAST: no more than that. The host
-                               refuses what is below the least */
+                               refuses what is below the least. What forks add to the instance
+                               that they share comes on top */
 } kvc_plan;
 
 /** Bytes to or from a file or another instance. Either function returns KVC_OK or a negative
@@ -482,7 +491,8 @@ typedef struct kvc_policy_api {
      * success, and after a failure if *self was set. */
     int32_t (*create)(const kvc_host *host, const kvc_shape *shape, const kvc_value *value,
                       kvc_plan *plan, void **self);
-    /** [control] Frees the instance; legal after any failure. */
+    /** [control] Frees the instance; legal after any failure. self is what create() set, NULL if it
+     * succeeded without setting it. */
     void (*destroy)(void *self);
     /** [pure] Which: the positions that the query at `pos` of that layer may attend to. Writes at
      * most cap (at least KVC_MAX_RANGES) ascending, disjoint, non-empty ranges and returns their
@@ -680,6 +690,9 @@ typedef struct kvc_host_file {
     int32_t (*get)(void *ctx, kvc_file *file, uint64_t at, void *bytes, size_t n);
     /** Gives a record's room back. */
     void (*drop)(void *ctx, kvc_file *file, uint64_t at, size_t n);
+    /** [control] Takes memory at once for the tables of one more group, of n records of at most
+     * `bytes` each, so that put() needs none for them. KVC_E_NOMEM. */
+    int32_t (*expect)(void *ctx, kvc_file *file, uint32_t group, uint32_t n, size_t bytes);
 } kvc_host_file;
 
 #ifdef __cplusplus

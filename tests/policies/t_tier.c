@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define HELP_NTH "this call of it fails, the first being 1; 0: none"
 
@@ -40,21 +41,38 @@ static const kvc_param params[] = {
      .max = {.i = INT64_MAX}},
     {.struct_size = sizeof(kvc_param),
      .type = KVC_PARAM_INT,
+     .name = "slow",
+     .unit = "microseconds",
+     .help = "get: takes at least that long",
+     .max = {.i = 999999}},
+    {.struct_size = sizeof(kvc_param),
+     .type = KVC_PARAM_INT,
      .name = "code",
      .help = "what a failing call answers",
      .def = {.i = KVC_E_IO},
      .min = {.i = -100},
      .max = {.i = 100}},
 };
-enum { P_HOT, P_FAIL_PUT, P_FAIL_GET, P_LOSE, P_LOSE_N, P_CODE, N_PARAM };
+enum { P_HOT, P_FAIL_PUT, P_FAIL_GET, P_LOSE, P_LOSE_N, P_SLOW, P_CODE, N_PARAM };
 
 typedef struct t_tier {
     const kvc_host *host;
     const kvc_layout *layout;
-    int64_t fail_put, fail_get, lose, lose_n;
+    int64_t fail_put, fail_get, lose, lose_n, slow;
     int32_t code;
     atomic_int_least64_t n_put, n_get, live;
+    atomic_uint n_now; /* calls at once */
 } t_tier;
+
+/* Counts a call in; false when there are more at once than open() was told. */
+static bool enter(t_tier *t) {
+    return atomic_fetch_add(&t->n_now, 1) < t->layout->n_call;
+}
+
+static int32_t leave(t_tier *t, bool in_time, int32_t rc) {
+    atomic_fetch_sub(&t->n_now, 1);
+    return in_time ? rc : t->host->fail(t->host->ctx, KVC_E_POLICY, "too many calls at once");
+}
 
 static int32_t open_tier(void *self, const kvc_layout *layout) {
     t_tier *t = self;
@@ -74,8 +92,7 @@ static void drop(void *self, const kvc_tier_page *page, uint32_t n, uint32_t str
     }
 }
 
-static int32_t put(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride) {
-    t_tier *t = self;
+static int32_t put_pages(t_tier *t, kvc_tier_page *page, uint32_t n, uint32_t stride) {
     if (atomic_fetch_add(&t->n_put, 1) + 1 == t->fail_put) {
         return t->host->fail(t->host->ctx, t->code, "put was told to fail");
     }
@@ -84,7 +101,7 @@ static int32_t put(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride)
         const size_t bytes = kvc_layout_layer(t->layout, p->layer)->page_bytes;
         void *copy = malloc(bytes);
         if (copy == NULL) {
-            drop(self, page, i, stride);
+            drop(t, page, i, stride);
             return KVC_E_NOMEM;
         }
         memcpy(copy, p->bytes, bytes);
@@ -96,14 +113,22 @@ static int32_t put(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride)
     return KVC_OK;
 }
 
-static int32_t get(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride) {
-    t_tier *t = self;
+static int32_t put(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride) {
+    const bool in_time = enter(self);
+    return leave(self, in_time, put_pages(self, page, n, stride));
+}
+
+static int32_t get_pages(t_tier *t, kvc_tier_page *page, uint32_t n, uint32_t stride) {
     const int64_t call = atomic_fetch_add(&t->n_get, 1) + 1;
+    const struct timespec pause = {.tv_nsec = (long)t->slow * 1000};
     const bool lose = t->lose > 0 && call >= t->lose && call < t->lose + t->lose_n;
     /* What was read ahead in vain is read again, so a tier that is to be found broken stays so. */
     const bool stays = t->code != KVC_E_IO && t->fail_get > 0 && call > t->fail_get;
     if (call == t->fail_get || stays) {
         return t->host->fail(t->host->ctx, t->code, "get was told to fail");
+    }
+    if (t->slow > 0) {
+        nanosleep(&pause, NULL);
     }
     for (uint32_t i = 0; i < n; i++) {
         kvc_tier_page *p = kvc_tier_page_at(page, stride, i);
@@ -118,6 +143,11 @@ static int32_t get(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride)
                kvc_layout_layer(t->layout, p->layer)->page_bytes);
     }
     return lose ? KVC_E_LOST : KVC_OK;
+}
+
+static int32_t get(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride) {
+    const bool in_time = enter(self);
+    return leave(self, in_time, get_pages(self, page, n, stride));
 }
 
 static const kvc_tier tier = {
@@ -136,6 +166,7 @@ static int32_t create(const kvc_host *host, const kvc_shape *shape, const kvc_va
     t->fail_get = value[P_FAIL_GET].i;
     t->lose = value[P_LOSE].i;
     t->lose_n = value[P_LOSE_N].i;
+    t->slow = value[P_SLOW].i;
     t->code = (int32_t)value[P_CODE].i;
     plan->answers = KVC_ANSWERS_WHERE;
     plan->tier = &tier;
