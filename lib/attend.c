@@ -29,10 +29,6 @@ static float *qrot_at(const kvc__attend *a, uint32_t head, uint32_t row) {
     return a->qrot + ((size_t)head * a->n_batch + row) * wide;
 }
 
-static uint64_t *sel_at(const kvc__attend *a, uint32_t row, uint32_t head) {
-    return a->sel + ((size_t)row * a->model->hp.n_head_kv + head) * a->max_word;
-}
-
 static bool observes(const kvc__piece *p) {
     return (p->stack->observe & (KVC_OBSERVE_MASS | KVC_OBSERVE_MASS_LAST)) != 0;
 }
@@ -128,7 +124,7 @@ static int32_t select_pages(kvc__attend *a, const kvc__piece *p, uint32_t head) 
     const kvc__lane *l = kvc__store_lane(p->store, a->layer, head);
     for (uint32_t t = 0; t < p->n; t++) {
         const int32_t pos = p->pos0 + (int32_t)t;
-        uint64_t *bits = sel_at(a, p->row0 + t, head);
+        uint64_t *bits = kvc__attend_sel_at(a, p->row0 + t, head);
         memset(bits, 0, a->max_word * sizeof *bits);
         for (uint32_t i = 0; i < l->n_page; i++) {
             bits[i / 64] |= (uint64_t)1 << (i % 64);
@@ -369,7 +365,7 @@ static int32_t page_masks(const struct job *j, const struct view *v, uint32_t pa
             m |= gone ? 0 : mask_range(v, rng[x]);
         }
         if (j->p->stack->select != NULL && !v->open &&
-            (sel_at(a, row, j->head)[page / 64] >> (page % 64) & 1) == 0) {
+            (kvc__attend_sel_at(a, row, j->head)[page / 64] >> (page % 64) & 1) == 0) {
             m = 0;
         }
         mask[t] = m;
@@ -491,21 +487,12 @@ static int32_t attend_pinned(const struct job *j, int *call) {
     return rc;
 }
 
-/* Blocks of the same piece that follow block first, itself included. */
-static uint32_t same_piece(const kvc__attend *a, uint32_t first) {
-    uint32_t n = 1;
-    while (first + n < a->n_block && a->block[first + n].piece == a->block[first].piece) {
-        n++;
-    }
-    return n;
-}
-
 static void range_item(void *arg, uint32_t item, uint32_t thread) {
     kvc__attend *a = arg;
-    uint32_t first = 0, n = same_piece(a, 0);
+    uint32_t first = 0, n = kvc__attend_same_piece(a, 0);
     while (item >= a->job[first + n]) {
         first += n;
-        n = same_piece(a, first);
+        n = kvc__attend_same_piece(a, first);
     }
     item -= a->job[first];
     const uint32_t heads = a->model->hp.n_head_kv;
@@ -527,124 +514,6 @@ static void range_item(void *arg, uint32_t item, uint32_t thread) {
     int32_t rc = attend_pinned(&j, &call);
     if (rc != KVC_OK) {
         note_failure(a, b->piece, j.head, rc < 0 ? rc : KVC_E_POLICY, call);
-    }
-}
-
-/* ---------------------------------------------------------------- pages from a tier */
-
-/* Whether a row of the blocks reads a page whose entries lie at positions [first, end). */
-static bool is_read(const kvc__attend *a, const kvc__block *b, uint32_t n_block, uint32_t head,
-                    uint32_t page, int32_t first, int32_t end) {
-    const kvc__piece *p = &a->piece[b->piece];
-    for (uint32_t row = p->row0 + b->t0; row < p->row0 + b[n_block - 1].t0 + b[n_block - 1].n;
-         row++) {
-        if (p->stack->select != NULL && (sel_at(a, row, head)[page / 64] >> (page % 64) & 1) == 0) {
-            continue;
-        }
-        const kvc_range *r = a->range + (size_t)row * (KVC_MAX_RANGES + 1);
-        for (uint32_t x = 0; x < a->n_rng[row]; x++) {
-            if (r[x].first < end && first < r[x].end) {
-                return true;
-            }
-        }
-    }
-    return false;
-}
-
-/* Where the entries of a page lie: positions [*first, *end). */
-static void page_span(const kvc__store *s, uint32_t lane, uint32_t page, int32_t *first,
-                      int32_t *end) {
-    int32_t pos[KVC_PAGE];
-    const uint32_t n = kvc__store_positions(s, lane, page, pos);
-    *first = pos[0];
-    *end = pos[n - 1] + 1;
-}
-
-/* Who reads in a layer. */
-struct reads {
-    const kvc__attend *a;
-    const kvc__block *b; /* rows that read, or NULL: one row's ranges */
-    uint32_t n_block;
-    const kvc_range *range;
-    uint32_t n_range;
-};
-
-static bool reads_page(const struct reads *r, uint32_t head, uint32_t page, int32_t first,
-                       int32_t end) {
-    if (r->b != NULL) {
-        return is_read(r->a, r->b, r->n_block, head, page, first, end);
-    }
-    for (uint32_t x = 0; x < r->n_range; x++) {
-        if (r->range[x].first < end && first < r->range[x].end) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* Lists the pages of a layer that are read and are away. */
-static void list_pages(const kvc__store *s, uint32_t layer, const struct reads *r) {
-    const uint32_t lane0 = s->lane0[layer], heads = s->lane0[layer + 1] - lane0;
-    uint32_t n_page = 0;
-    kvc__pager_list(s->pager, layer);
-    for (uint32_t h = 0; h < heads; h++) {
-        n_page = s->lane[lane0 + h].n_page > n_page ? s->lane[lane0 + h].n_page : n_page;
-    }
-    for (uint32_t range = 0; range * KVC__RANGE_PAGES < n_page; range++) {
-        for (uint32_t h = 0; h < heads; h++) {
-            const kvc__lane *l = &s->lane[lane0 + h];
-            for (uint32_t at = 0; at < KVC__RANGE_PAGES; at++) {
-                const uint32_t i = range * KVC__RANGE_PAGES + at;
-                int32_t first, end;
-                if (i >= l->n_page || l->page[i].live == 0 ||
-                    !kvc__store_is_away(s, layer, &l->page[i])) {
-                    continue;
-                }
-                page_span(s, lane0 + h, i, &first, &end);
-                if (reads_page(r, h, i, first, end)) {
-                    kvc__pager_want(s->pager, range, h, at, l->page[i].slot);
-                }
-            }
-        }
-    }
-}
-
-/* What the session's next pass will read, as far as can be told: the next piece in this layer, or
- * the next layer, or the first one for the token after these. A choice of pages can't be told. */
-static void list_next(const kvc__attend *a, const kvc__piece *p) {
-    const uint32_t next = p->more ? a->layer : (a->layer + 1) % a->model->hp.n_layer;
-    const int32_t pos = p->pos0 + (int32_t)p->n - 1;
-    kvc_range range[KVC_MAX_RANGES + 1];
-    struct reads r = {.a = a, .range = range};
-    if (p->stack->select != NULL ||
-        kvc__stack_visible(p->stack, next, pos, range, &r.n_range) < 0) {
-        return;
-    }
-    list_pages(p->store, next, &r);
-    kvc__pager_ahead(p->store->pager);
-}
-
-/* Tells the pagers of all pieces what their blocks read. */
-static void begin_passes(const kvc__attend *a) {
-    for (uint32_t first = 0, n; first < a->n_block; first += n) {
-        n = same_piece(a, first);
-        const kvc__piece *p = &a->piece[a->block[first].piece];
-        if (p->store->pager == NULL) {
-            continue;
-        }
-        const struct reads r = {.a = a, .b = &a->block[first], .n_block = n};
-        list_pages(p->store, a->layer, &r);
-        kvc__pager_begin(p->store->pager, n * a->model->hp.n_head_kv);
-        list_next(a, p);
-    }
-}
-
-static void end_passes(const kvc__attend *a) {
-    for (uint32_t first = 0; first < a->n_block; first += same_piece(a, first)) {
-        kvc__store *s = a->piece[a->block[first].piece].store;
-        if (s->pager != NULL) {
-            kvc__pager_end(s->pager);
-        }
     }
 }
 
@@ -779,9 +648,9 @@ static void flush_blocks(kvc__attend *a) {
         rows += a->block[i].n;
     }
     a->job[a->n_block] = jobs;
-    begin_passes(a);
+    kvc__attend_bring(a);
     kvc__pool_run(a->pool, jobs, range_item, a);
-    end_passes(a);
+    kvc__attend_brought(a);
     collect_failures(a);
     run_items(a, a->n_block * heads, rows <= 2, merge_item);
     collect_failures(a);

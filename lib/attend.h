@@ -91,6 +91,25 @@ static inline size_t kvc__partial_row(const kvc__attend *a) {
     return 2 + (size_t)a->model->hp.dim_v;
 }
 
+/** The set of pages that the query of a row reads of a head. */
+static inline uint64_t *kvc__attend_sel_at(const kvc__attend *a, uint32_t row, uint32_t head) {
+    return a->sel + ((size_t)row * a->model->hp.n_head_kv + head) * a->max_word;
+}
+
+/** Blocks of the same piece that follow block `first`, itself included. */
+static inline uint32_t kvc__attend_same_piece(const kvc__attend *a, uint32_t first) {
+    uint32_t n = 1;
+    while (first + n < a->n_block && a->block[first + n].piece == a->block[first].piece) {
+        n++;
+    }
+    return n;
+}
+
+/** Tells the pagers of all pieces what the blocks read, and what is read after them; then, that it
+ * was read. (attend_tier.c) */
+void kvc__attend_bring(const kvc__attend *a);
+void kvc__attend_brought(const kvc__attend *a);
+
 /** Sizes the scratch for sessions of up to n_ctx positions; observe, select: whether one of them
  * asks for it. Grows only. KVC_E_NOMEM. */
 int32_t kvc__attend_reserve(kvc__attend *a, kvc_model *model, uint32_t n_ctx, bool observe,

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * stack.c: from a spec to stages, from their plans to one, and every call of a hook. What a policy
- * answers is checked here, so that the store and attention can trust it. */
+ * stack.c: from a spec to stages, and every call of a hook. What a policy answers is checked here,
+ * so that the store and attention can trust it. */
 #include "stack.h"
 
 #include "os.h"
@@ -8,8 +8,6 @@
 
 #include <stdio.h>
 #include <string.h>
-
-#define MAX_OWN_COLUMN 8u
 
 /* ---------------------------------------------------------------- making stages */
 
@@ -52,12 +50,12 @@ static int32_t hook_status(const kvc__stack *s, int32_t code) {
     return code == KVC_E_NOMEM || tier ? code : KVC_E_POLICY;
 }
 
-static int32_t create_failed(kvc__stage *st, int32_t code, kvc__err *err) {
+int32_t kvc__stage_create_failed(kvc__stage *st, const char *call, int32_t code, kvc__err *err) {
     kvc__err said;
     stage_said(st, &said);
     if (code > 0) {
-        return kvc__fail(err, KVC_E_POLICY, "policy '%s': create answered %d, which is no status",
-                         st->policy.desc.name, (int)code);
+        return kvc__fail(err, KVC_E_POLICY, "policy '%s': %s answered %d, which is no status",
+                         st->policy.desc.name, call, (int)code);
     }
     const char *text = said.text[0] != '\0' ? said.text : kvc_status_text(code);
     const bool callers = code == KVC_E_PARAM || code == KVC_E_NOMEM || code == KVC_E_UNSUPPORTED ||
@@ -95,7 +93,7 @@ static int32_t stage_create(kvc__stack *s, kvc__stage *st, const kvc__stack_env 
     kvc__host_init(st, env);
     int32_t rc = st->policy.api.create(&st->host, env->shape, st->value, &st->plan, &st->self);
     st->created = rc == KVC_OK;
-    return st->created ? KVC_OK : create_failed(st, rc, err);
+    return st->created ? KVC_OK : kvc__stage_create_failed(st, "create", rc, err);
 }
 
 /* Drops a stack's hold of a stage; the last one destroys it. */
@@ -121,240 +119,7 @@ static void stage_drop(kvc__stage *st) {
     kvc__free(st->home, st, sizeof *st);
 }
 
-/* ---------------------------------------------------------------- merging plans */
-
-static int32_t plan_bad(const kvc__stage *st, const char *what, kvc__err *err) {
-    return kvc__fail(err, KVC_E_POLICY, "policy '%s': its plan %s; the policy must be mended",
-                     st->policy.desc.name, what);
-}
-
-static int32_t check_codec(kvc__stage *st, const kvc_codec *theirs, kvc_codec *out, kvc__err *err) {
-    uint32_t size = theirs->struct_size;
-    if (size < sizeof(uint32_t) * 2) {
-        return plan_bad(st, "has a codec without a size", err);
-    }
-    memset(out, 0, sizeof *out);
-    memcpy(out, theirs, size < sizeof *out ? size : sizeof *out);
-    out->struct_size = sizeof *out;
-    if (out->page_bytes == NULL || out->encode == NULL || out->decode == NULL) {
-        return plan_bad(st, "has a codec without page_bytes, encode or decode", err);
-    }
-    if ((out->flags & KVC_CODEC_MOVABLE) != 0 && out->move == NULL) {
-        return plan_bad(st, "has a movable codec without move", err);
-    }
-    return KVC_OK;
-}
-
-/* A stage that doesn't answer 'format' leaves the formats and the codec alone. */
-static int32_t check_format(const kvc__stage *st, uint32_t n_layer, kvc__err *err) {
-    static const kvc_format unsaid = {.struct_size = sizeof unsaid};
-    if ((st->plan.answers & KVC_ANSWERS_FORMAT) != 0) {
-        return KVC_OK;
-    }
-    bool said = st->plan.codec != NULL;
-    for (uint32_t i = 0; i < n_layer; i++) {
-        said |= memcmp(&st->format[i], &unsaid, sizeof unsaid) != 0;
-    }
-    return said ? plan_bad(st, "has a format or a codec without answering 'format'", err) : KVC_OK;
-}
-
-/* A stage with a tier does nothing else: its instance serves several sessions. */
-static int32_t check_tier(kvc__stage *st, kvc__err *err) {
-    const kvc_plan *p = &st->plan;
-    const kvc_policy_api *api = &st->policy.api;
-    const bool where = (p->answers & KVC_ANSWERS_WHERE) != 0;
-    if (where != (p->tier != NULL)) {
-        return plan_bad(st, "has a tier without answering 'where', or the other way round", err);
-    }
-    if (!where) {
-        return KVC_OK;
-    }
-    if (p->answers != KVC_ANSWERS_WHERE || p->flags != 0 || p->observe != 0 || p->n_column > 0 ||
-        p->quantum != KVC_PAGE || p->positions != KVC_POSITIONS_ORIGINAL || api->visible != NULL ||
-        api->begin != NULL || api->append != NULL || api->select != NULL || api->page_end != NULL ||
-        api->end != NULL || api->rewind != NULL || api->truncate != NULL) {
-        return plan_bad(st, "has a tier and something else, a hook or another answer", err);
-    }
-    const uint32_t size = p->tier->struct_size;
-    if (size >= 2 * sizeof(uint32_t)) {
-        memcpy(&st->tier.api, p->tier, size < sizeof st->tier.api ? size : sizeof st->tier.api);
-    }
-    if (st->tier.api.put == NULL || st->tier.api.get == NULL || st->tier.api.drop == NULL) {
-        return plan_bad(st, "has a tier without put, get or drop", err);
-    }
-    st->tier.self = st->self;
-    st->stack = NULL; /* it outlives this one */
-    return KVC_OK;
-}
-
-/* Checks one plan on its own. */
-static int32_t check_plan(kvc__stage *st, uint32_t n_layer, kvc__err *err) {
-    kvc_plan *p = &st->plan;
-    const kvc_policy_api *api = &st->policy.api;
-    const bool which = (p->answers & KVC_ANSWERS_WHICH) != 0;
-    const uint32_t known = KVC_ANSWERS_WHICH | KVC_ANSWERS_FORMAT | KVC_ANSWERS_WHERE;
-    if (p->quantum == 0) {
-        p->quantum = KVC_PAGE;
-    }
-    if ((p->answers & ~known) != 0) {
-        return plan_bad(st, "answers a question that this host doesn't know", err);
-    }
-    if (p->quantum != 1 && p->quantum % KVC_PAGE != 0) {
-        return plan_bad(st, "has a quantum that is neither 1 nor a multiple of 64", err);
-    }
-    if (p->format != st->format || p->format_stride != sizeof(kvc_format)) {
-        return plan_bad(st, "replaced the host's array of formats", err);
-    }
-    if (p->n_column > MAX_OWN_COLUMN) {
-        return plan_bad(st, "asks for more than 8 columns", err);
-    }
-    if (p->positions > KVC_POSITIONS_CACHE || (p->observe & ~15u) != 0 || (p->flags & ~15u) != 0) {
-        return plan_bad(st, "has flags that this host doesn't know", err);
-    }
-    if ((api->visible != NULL || api->select != NULL || (p->flags & KVC_PLAN_EVICTS) != 0) &&
-        !which) {
-        return plan_bad(st, "gives up or hides entries without answering 'which'", err);
-    }
-    if (p->positions == KVC_POSITIONS_CACHE &&
-        (api->visible == NULL || (p->flags & KVC_PLAN_EVICTS) != 0)) {
-        return plan_bad(
-            st, "wants positions in the cache, which go with visible() and without evictions", err);
-    }
-    KVC_TRY(check_format(st, n_layer, err));
-    return check_tier(st, err);
-}
-
-/* A stage's answers must be its own: names both stages when they aren't. */
-static int32_t check_conflict(kvc__stack *s, uint32_t index, kvc__err *err) {
-    static const char *const question[] = {"which tokens are kept", "in what format pages are held",
-                                           "where pages live"};
-    for (uint32_t j = 0; j < index; j++) {
-        uint32_t both = s->stage[j]->plan.answers & s->stage[index]->plan.answers;
-        for (uint32_t b = 0; b < 3; b++) {
-            if ((both & (1u << b)) != 0) {
-                return kvc__fail(
-                    err, KVC_E_CONFLICT,
-                    "policies '%s' and '%s' both answer %s; take one of them out of the stack",
-                    s->stage[j]->policy.desc.name, s->stage[index]->policy.desc.name, question[b]);
-            }
-        }
-    }
-    return KVC_OK;
-}
-
-static uint32_t hadamard_block(uint32_t dim) {
-    return dim & (~dim + 1u);
-}
-
-/* One layer's shape from the model's and the format stage's (NULL: f16). */
-static int32_t merge_layer(kvc__stack *s, const kvc_shape *shape, uint32_t i, kvc__stage *fs,
-                           kvc__err *err) {
-    const kvc_layer_shape *l = kvc_shape_layer(shape, i);
-    kvc_format f = {0};
-    if (fs != NULL) {
-        f = fs->format[i];
-    }
-    if (f.type_k > KVC_TYPE_BF16 || f.type_v > KVC_TYPE_BF16 || f.open_type > KVC_TYPE_BF16 ||
-        f.hadamard_k > 1 || f.hadamard_v > 1) {
-        return plan_bad(fs, "has a format that this host doesn't know", err);
-    }
-    kvc__page_shape *o = &s->shape[i];
-    *o = (kvc__page_shape){.dim_k = l->dim_k,
-                           .dim_v = l->dim_v,
-                           .group = l->n_head / l->n_head_kv,
-                           .window = l->window,
-                           .scale = l->scale};
-    o->type_k = f.type_k != KVC_TYPE_NONE ? f.type_k : KVC_TYPE_F16;
-    o->type_v = f.type_v != KVC_TYPE_NONE ? f.type_v : KVC_TYPE_F16;
-    o->open_type = f.open_type != KVC_TYPE_NONE ? f.open_type : KVC_TYPE_F16;
-    o->had_k = f.hadamard_k != 0 ? hadamard_block(l->dim_k) : 0;
-    o->had_v = f.hadamard_v != 0 ? hadamard_block(l->dim_v) : 0;
-    o->open_k_bytes = KVC_PAGE * o->dim_k * kvc__type_bytes(o->open_type);
-    o->open_v_bytes = KVC_PAGE * o->dim_v * kvc__type_bytes(o->open_type);
-    s->n_head_kv[i] = l->n_head_kv;
-    return KVC_OK;
-}
-
-static int32_t merge_formats(kvc__stack *s, const kvc_shape *shape, kvc__err *err) {
-    kvc__stage *fs = NULL;
-    for (uint32_t j = 0; j < s->n_stage; j++) {
-        if ((s->stage[j]->plan.answers & KVC_ANSWERS_FORMAT) != 0) {
-            fs = s->stage[j];
-        }
-    }
-    for (uint32_t i = 0; i < s->n_layer; i++) {
-        KVC_TRY(merge_layer(s, shape, i, fs, err));
-    }
-    kvc__codec_plain(&s->codec, s->kern, s->shape);
-    if (fs != NULL && fs->plan.codec != NULL) {
-        KVC_TRY(check_codec(fs, fs->plan.codec, &s->codec.api, err));
-        s->codec.self = fs->self;
-        s->codec.owner = fs->policy.desc.name;
-    }
-    for (uint32_t i = 0; i < s->n_layer; i++) {
-        size_t bytes = s->codec.api.page_bytes(s->codec.self, i);
-        const kvc__page_shape *o = &s->shape[i];
-        const size_t most = (size_t)64 * (o->dim_k + o->dim_v) * KVC_PAGE + 4096;
-        if (bytes == 0 || bytes > most) {
-            return plan_bad(fs, "has a codec whose page_bytes is 0 or absurdly large", err);
-        }
-        s->shape[i].page_bytes = (bytes + 63) & ~(size_t)63;
-    }
-    return KVC_OK;
-}
-
-/* Opens the tier of a new stage; one that is shared is open. */
-static int32_t merge_tier(kvc__stack *s, kvc__err *err) {
-    kvc__stage *st = s->tier;
-    if (st == NULL || st->n_holder > 1) {
-        return KVC_OK;
-    }
-    uint32_t heads = 0;
-    for (uint32_t i = 0; i < s->n_layer; i++) {
-        heads = s->n_head_kv[i] > heads ? s->n_head_kv[i] : heads;
-    }
-    const kvc__tier_env env = {.mem = st->home,
-                               .codec = &s->codec,
-                               .shape = s->shape,
-                               .n_head_kv = s->n_head_kv,
-                               .n_layer = s->n_layer,
-                               .n_call = kvc__pool_n_thread(s->pool) + KVC__IO_THREADS + 1,
-                               .n_page = heads * KVC__RANGE_PAGES,
-                               .n_lane_page = kvc__stack_max_page(s)};
-    int32_t rc = kvc__tier_open(&st->tier, &env);
-    if (rc == KVC_E_POLICY && st->tier.layout.layer != NULL && st->said.text[0] == '\0') {
-        return kvc__fail(err, rc, "policy '%s': its codec's fields leave the page, or it failed",
-                         s->codec.owner != NULL ? s->codec.owner : st->policy.desc.name);
-    }
-    if (rc > 0) {
-        return kvc__fail(err, KVC_E_POLICY, "policy '%s': open answered %d, which is no status",
-                         st->policy.desc.name, (int)rc);
-    }
-    return rc == KVC_OK ? KVC_OK : create_failed(st, rc, err);
-}
-
-static void merge_hooks(kvc__stack *s) {
-    s->chunk_invariant = 1;
-    for (uint32_t j = 0; j < s->n_stage; j++) {
-        kvc__stage *st = s->stage[j];
-        const kvc_policy_api *api = &st->policy.api;
-        s->flags |= st->plan.flags;
-        s->observe |= st->plan.observe;
-        s->tier = st->plan.tier != NULL ? st : s->tier;
-        s->visible = api->visible != NULL ? st : s->visible;
-        s->select = api->select != NULL ? st : s->select;
-        s->positions |= st->plan.positions;
-        s->has_begin |= api->begin != NULL;
-        s->has_append |= api->append != NULL;
-        s->has_page_end |= api->page_end != NULL;
-        s->has_end |= api->end != NULL;
-        st->column = KVC__N_COL_ENGINE + s->n_column;
-        s->n_column += st->plan.n_column;
-        if ((st->policy.desc.caps & KVC_CAP_CHUNK_INVARIANT) == 0) {
-            s->chunk_invariant = 0;
-        }
-    }
-}
+/* ---------------------------------------------------------------- making stacks */
 
 /* The spec in full. A fork takes its original's: a stage that is shared has only the values that
  * create() was given, whose texts are gone. */
@@ -417,18 +182,9 @@ static int32_t stack_build(kvc__stack *s, const kvc__stack_env *env, const kvc__
         s->stage[j] = st;
         s->n_stage = j + 1;
         KVC_TRY(stage_create(s, st, env, search, other, &spec->stage[j], j, err));
-        KVC_TRY(check_plan(st, s->n_layer, err));
-        KVC_TRY(check_conflict(s, j, err));
+        KVC_TRY(kvc__stack_check_plan(s, j, err));
     }
-    merge_hooks(s);
-    KVC_TRY(merge_formats(s, env->shape, err));
-    KVC_TRY(merge_tier(s, err));
-    if ((s->flags & KVC_PLAN_EVICTS) != 0 && !kvc__codec_movable(&s->codec) && s->log != NULL) {
-        s->log(s->log_user, KVC_LOG_WARN,
-               "entries are evicted, but the pages' format can't be compacted: memory is given "
-               "back by "
-               "whole pages only");
-    }
+    KVC_TRY(kvc__stack_merge(s, env->shape, err));
     return write_spec(s, like, err);
 }
 
@@ -495,9 +251,8 @@ bool kvc__stack_cuts(const kvc__stack *s, int32_t pos, bool prompt_end) {
 
 /* ---------------------------------------------------------------- hooks */
 
-/* The sentence for a failed [decode] or [control] hook. layer KVC_ALL: none to name. */
-static int32_t hook_failed(kvc__stage *st, int32_t code, const char *call, uint32_t layer,
-                           int32_t pos, kvc__err *err) {
+int32_t kvc__stage_failed(kvc__stage *st, int32_t code, const char *call, uint32_t layer,
+                          int32_t pos, kvc__err *err) {
     kvc__err said;
     char where[64] = "";
     stage_said(st, &said);
@@ -521,7 +276,7 @@ int32_t kvc__stack_begin(kvc__stack *s, const kvc_step *step, int32_t *from, kvc
         int32_t rc = st->policy.api.begin(st->self, step, &mine);
         st->hook_ns += kvc__clock_ns() - t0;
         if (rc != KVC_OK) {
-            return hook_failed(st, rc, "begin", KVC_ALL, step->pos, err);
+            return kvc__stage_failed(st, rc, "begin", KVC_ALL, step->pos, err);
         }
         if (mine < 0 || mine > step->pos) {
             return kvc__fail(err, KVC_E_POLICY,
@@ -570,7 +325,7 @@ int32_t kvc__stack_page_end(kvc__stack *s, const kvc_step *step, uint32_t layer,
         st->evict = KVC__EVICT_NEVER;
         st->hook_ns += kvc__clock_ns() - t0;
         if (rc != KVC_OK) {
-            return hook_failed(st, rc, "page_end", layer, last, err);
+            return kvc__stage_failed(st, rc, "page_end", layer, last, err);
         }
     }
     return KVC_OK;
@@ -589,7 +344,7 @@ int32_t kvc__stack_end(kvc__stack *s, const kvc_step *step, bool prompt_end, kvc
         st->evict = KVC__EVICT_NEVER;
         st->hook_ns += kvc__clock_ns() - t0;
         if (rc != KVC_OK) {
-            return hook_failed(st, rc, "end", KVC_ALL, last, err);
+            return kvc__stage_failed(st, rc, "end", KVC_ALL, last, err);
         }
     }
     return KVC_OK;
@@ -611,7 +366,7 @@ int32_t kvc__stack_rewind(kvc__stack *s, int32_t pos, int32_t *out, kvc__err *er
                              st->policy.desc.name, (int)mine, (int)pos);
         }
         if (mine < 0) {
-            (void)hook_failed(st, mine, "rewind", KVC_ALL, pos, err);
+            (void)kvc__stage_failed(st, mine, "rewind", KVC_ALL, pos, err);
             return KVC_E_POLICY; /* whatever it was: going back can't be undone */
         }
         *out = mine < *out ? mine : *out;
@@ -643,114 +398,9 @@ int32_t kvc__stack_truncate(kvc__stack *s, int32_t pos, kvc__err *err) {
         }
         int32_t rc = st->policy.api.truncate(st->self, pos);
         if (rc != KVC_OK) {
-            (void)hook_failed(st, rc, "truncate", KVC_ALL, pos, err);
+            (void)kvc__stage_failed(st, rc, "truncate", KVC_ALL, pos, err);
             return KVC_E_POLICY; /* as for rewind */
         }
-    }
-    return KVC_OK;
-}
-
-/* ---------------------------------------------------------------- state */
-
-static int32_t stream_write(void *ctx, const void *bytes, size_t n) {
-    return kvc__stream_write(ctx, bytes, n);
-}
-
-static int32_t stream_read(void *ctx, void *bytes, size_t n) {
-    return kvc__stream_read(ctx, bytes, n);
-}
-
-static bool has_state(const kvc__stage *st) {
-    return (st->plan.flags & KVC_PLAN_STATE) != 0;
-}
-
-int32_t kvc__stack_can_save(const kvc__stack *s, kvc__err *err) {
-    for (uint32_t j = 0; j < s->n_stage; j++) {
-        const kvc__stage *st = s->stage[j];
-        if (has_state(st) && (st->policy.api.save == NULL || st->policy.api.load == NULL)) {
-            return kvc__fail(err, KVC_E_UNSUPPORTED,
-                             "policy '%s' has state that it can't save: a session with it can't be "
-                             "saved or forked",
-                             st->policy.desc.name);
-        }
-    }
-    return KVC_OK;
-}
-
-/* One stage's state, with its length in front so that a reader can't go beyond it. */
-static int32_t stage_save(kvc__stage *st, kvc__stream *out, kvc__err *err) {
-    kvc__stream own = {0};
-    /* A tier draws no numbers, and its stage may be another session's too. */
-    const uint64_t rng = st->plan.tier == NULL ? st->rng : 0;
-    KVC_TRY(kvc__stream_write(out, &rng, sizeof rng));
-    KVC_TRY(kvc__stream_memory(out->mem, &own, err));
-    int32_t rc = KVC_OK;
-    if (has_state(st)) {
-        const kvc_stream to = {.struct_size = sizeof to, .ctx = &own, .write = stream_write};
-        rc = st->policy.api.save(st->self, &to);
-        rc = rc == KVC_OK ? rc : hook_failed(st, rc, "save", KVC_ALL, 0, err);
-    }
-    const uint64_t n = own.n;
-    if (rc == KVC_OK) {
-        rc = kvc__stream_write(out, &n, sizeof n);
-    }
-    if (rc == KVC_OK) {
-        rc = kvc__stream_write(out, own.buf, own.n);
-    }
-    kvc__stream_close(&own);
-    return rc;
-}
-
-int32_t kvc__stack_save(kvc__stack *s, kvc__stream *out, kvc__err *err) {
-    for (uint32_t j = 0; j < s->n_stage; j++) {
-        KVC_TRY(stage_save(s->stage[j], out, err));
-    }
-    return KVC_OK;
-}
-
-/* Copies n bytes of a stream to one in memory. */
-static int32_t stream_copy(kvc__stream *in, kvc__stream *own, uint64_t n) {
-    uint8_t piece[4096];
-    while (n > 0) {
-        const size_t m = n < sizeof piece ? (size_t)n : sizeof piece;
-        KVC_TRY(kvc__stream_read(in, piece, m));
-        KVC_TRY(kvc__stream_write(own, piece, m));
-        n -= m;
-    }
-    return KVC_OK;
-}
-
-static int32_t stage_load(kvc__stage *st, kvc__stream *in, kvc__err *err) {
-    kvc__stream own = {0};
-    uint64_t n;
-    uint64_t rng;
-    KVC_TRY(kvc__stream_read(in, &rng, sizeof rng));
-    st->rng = st->plan.tier == NULL ? rng : st->rng;
-    KVC_TRY(kvc__stream_read(in, &n, sizeof n));
-    if (n > kvc__stream_left(in) || (n > 0 && !has_state(st))) {
-        return kvc__fail(err, KVC_E_FORMAT, "the state of policy '%s' is damaged",
-                         st->policy.desc.name);
-    }
-    KVC_TRY(kvc__stream_memory(in->mem, &own, err));
-    int32_t rc = stream_copy(in, &own, n);
-    if (rc == KVC_OK && has_state(st)) {
-        const kvc_stream from = {.struct_size = sizeof from, .ctx = &own, .read = stream_read};
-        rc = st->policy.api.load(st->self, &from);
-        if (rc != KVC_OK && rc != KVC_E_NOMEM) {
-            rc = kvc__fail(err, KVC_E_FORMAT, "policy '%s' refuses the state that was saved",
-                           st->policy.desc.name);
-        } else if (rc == KVC_OK && own.at != own.n) {
-            rc = kvc__fail(err, KVC_E_FORMAT, "policy '%s' left part of its saved state unread",
-                           st->policy.desc.name);
-        }
-    }
-    kvc__stream_close(&own);
-    return rc;
-}
-
-int32_t kvc__stack_load(kvc__stack *s, kvc__stream *in, kvc__err *err) {
-    for (uint32_t j = 0; j < s->n_stage; j++) {
-        KVC_TRY(stage_load(s->stage[j], in, err));
     }
     return KVC_OK;
 }

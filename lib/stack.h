@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * stack.h: the stages of a session: made from a spec, their plans merged into one, their hooks
- * called. The one place that calls a policy's functions (page codecs apart: codec.h). It never asks
+ * called. The one place that calls a policy's functions (pages apart: codec.h, tier.h). It never asks
  * which policy it has. */
 #ifndef KVC_STACK_H
 #define KVC_STACK_H
@@ -112,6 +112,16 @@ int32_t kvc__stack_create(const kvc__stack_env *env, const kvc__search *search,
 /** Destroys the stages; a zeroed stack is legal. */
 void kvc__stack_destroy(kvc__stack *s);
 
+/** Checks the plan of the last stage, on its own and against those before it. (stack_plan.c) */
+int32_t kvc__stack_check_plan(kvc__stack *s, uint32_t index, kvc__err *err);
+/** Merges the plans of all stages and opens the tier, unless it is another stack's too. */
+int32_t kvc__stack_merge(kvc__stack *s, const kvc_shape *shape, kvc__err *err);
+/** The status and sentence for a stage that can't be made: what `call` answered. */
+int32_t kvc__stage_create_failed(kvc__stage *st, const char *call, int32_t code, kvc__err *err);
+/** The same for a [decode] or [control] hook. layer KVC_ALL: none to name. */
+int32_t kvc__stage_failed(kvc__stage *st, int32_t code, const char *call, uint32_t layer,
+                          int32_t pos, kvc__err *err);
+
 /** True when one of the stages ticks after the token at pos; prompt_end: a prompt ends there. */
 bool kvc__stack_ticks(const kvc__stack *s, int32_t pos, bool prompt_end);
 /** True when a tick after pos must end a batch (a stage with `end`). */
@@ -138,7 +148,7 @@ int32_t kvc__stack_visible(const kvc__stack *s, uint32_t layer, int32_t pos, kvc
                            uint32_t *n);
 
 /** Writes what the stages hold beside plan, pages and columns; KVC_E_UNSUPPORTED names a stage that
- * can't. */
+ * can't. (stack_state.c) */
 int32_t kvc__stack_save(kvc__stack *s, kvc__stream *out, kvc__err *err);
 /** Reads it into the stages of a stack of the same spec. */
 int32_t kvc__stack_load(kvc__stack *s, kvc__stream *in, kvc__err *err);

@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: MIT
+ * stack_plan.c: the plans of stages, checked one by one and against each other, and merged into the
+ * one that the store, the codec and the tier of a session are made from. */
+#include "stack.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define MAX_OWN_COLUMN 8u
+
+/* ---------------------------------------------------------------- checking */
+
+static int32_t plan_bad(const kvc__stage *st, const char *what, kvc__err *err) {
+    return kvc__fail(err, KVC_E_POLICY, "policy '%s': its plan %s; the policy must be mended",
+                     st->policy.desc.name, what);
+}
+
+static int32_t check_codec(kvc__stage *st, const kvc_codec *theirs, kvc_codec *out, kvc__err *err) {
+    uint32_t size = theirs->struct_size;
+    if (size < sizeof(uint32_t) * 2) {
+        return plan_bad(st, "has a codec without a size", err);
+    }
+    memset(out, 0, sizeof *out);
+    memcpy(out, theirs, size < sizeof *out ? size : sizeof *out);
+    out->struct_size = sizeof *out;
+    if (out->page_bytes == NULL || out->encode == NULL || out->decode == NULL) {
+        return plan_bad(st, "has a codec without page_bytes, encode or decode", err);
+    }
+    if ((out->flags & KVC_CODEC_MOVABLE) != 0 && out->move == NULL) {
+        return plan_bad(st, "has a movable codec without move", err);
+    }
+    return KVC_OK;
+}
+
+/* A stage that doesn't answer 'format' leaves the formats and the codec alone. */
+static int32_t check_format(const kvc__stage *st, uint32_t n_layer, kvc__err *err) {
+    static const kvc_format unsaid = {.struct_size = sizeof unsaid};
+    if ((st->plan.answers & KVC_ANSWERS_FORMAT) != 0) {
+        return KVC_OK;
+    }
+    bool said = st->plan.codec != NULL;
+    for (uint32_t i = 0; i < n_layer; i++) {
+        said |= memcmp(&st->format[i], &unsaid, sizeof unsaid) != 0;
+    }
+    return said ? plan_bad(st, "has a format or a codec without answering 'format'", err) : KVC_OK;
+}
+
+/* A stage with a tier does nothing else: its instance serves several sessions. */
+static int32_t check_tier(kvc__stage *st, kvc__err *err) {
+    const kvc_plan *p = &st->plan;
+    const kvc_policy_api *api = &st->policy.api;
+    const bool where = (p->answers & KVC_ANSWERS_WHERE) != 0;
+    if (where != (p->tier != NULL)) {
+        return plan_bad(st, "has a tier without answering 'where', or the other way round", err);
+    }
+    if (!where) {
+        return KVC_OK;
+    }
+    if (p->answers != KVC_ANSWERS_WHERE || p->flags != 0 || p->observe != 0 || p->n_column > 0 ||
+        p->quantum != KVC_PAGE || p->positions != KVC_POSITIONS_ORIGINAL || api->visible != NULL ||
+        api->begin != NULL || api->append != NULL || api->select != NULL || api->page_end != NULL ||
+        api->end != NULL || api->rewind != NULL || api->truncate != NULL) {
+        return plan_bad(st, "has a tier and something else, a hook or another answer", err);
+    }
+    const uint32_t size = p->tier->struct_size;
+    if (size >= 2 * sizeof(uint32_t)) {
+        memcpy(&st->tier.api, p->tier, size < sizeof st->tier.api ? size : sizeof st->tier.api);
+    }
+    if (st->tier.api.put == NULL || st->tier.api.get == NULL || st->tier.api.drop == NULL) {
+        return plan_bad(st, "has a tier without put, get or drop", err);
+    }
+    st->tier.self = st->self;
+    st->stack = NULL; /* it outlives this one */
+    return KVC_OK;
+}
+
+/* Checks one plan on its own. */
+static int32_t check_plan(kvc__stage *st, uint32_t n_layer, kvc__err *err) {
+    kvc_plan *p = &st->plan;
+    const kvc_policy_api *api = &st->policy.api;
+    const bool which = (p->answers & KVC_ANSWERS_WHICH) != 0;
+    const uint32_t known = KVC_ANSWERS_WHICH | KVC_ANSWERS_FORMAT | KVC_ANSWERS_WHERE;
+    if (p->quantum == 0) {
+        p->quantum = KVC_PAGE;
+    }
+    if ((p->answers & ~known) != 0) {
+        return plan_bad(st, "answers a question that this host doesn't know", err);
+    }
+    if (p->quantum != 1 && p->quantum % KVC_PAGE != 0) {
+        return plan_bad(st, "has a quantum that is neither 1 nor a multiple of 64", err);
+    }
+    if (p->format != st->format || p->format_stride != sizeof(kvc_format)) {
+        return plan_bad(st, "replaced the host's array of formats", err);
+    }
+    if (p->n_column > MAX_OWN_COLUMN) {
+        return plan_bad(st, "asks for more than 8 columns", err);
+    }
+    if (p->positions > KVC_POSITIONS_CACHE || (p->observe & ~15u) != 0 || (p->flags & ~15u) != 0) {
+        return plan_bad(st, "has flags that this host doesn't know", err);
+    }
+    if ((api->visible != NULL || api->select != NULL || (p->flags & KVC_PLAN_EVICTS) != 0) &&
+        !which) {
+        return plan_bad(st, "gives up or hides entries without answering 'which'", err);
+    }
+    if (p->positions == KVC_POSITIONS_CACHE &&
+        (api->visible == NULL || (p->flags & KVC_PLAN_EVICTS) != 0)) {
+        return plan_bad(
+            st, "wants positions in the cache, which go with visible() and without evictions", err);
+    }
+    KVC_TRY(check_format(st, n_layer, err));
+    return check_tier(st, err);
+}
+
+/* A stage's answers must be its own: names both stages when they aren't. */
+static int32_t check_conflict(kvc__stack *s, uint32_t index, kvc__err *err) {
+    static const char *const question[] = {"which tokens are kept", "in what format pages are held",
+                                           "where pages live"};
+    for (uint32_t j = 0; j < index; j++) {
+        uint32_t both = s->stage[j]->plan.answers & s->stage[index]->plan.answers;
+        for (uint32_t b = 0; b < 3; b++) {
+            if ((both & (1u << b)) != 0) {
+                return kvc__fail(
+                    err, KVC_E_CONFLICT,
+                    "policies '%s' and '%s' both answer %s; take one of them out of the stack",
+                    s->stage[j]->policy.desc.name, s->stage[index]->policy.desc.name, question[b]);
+            }
+        }
+    }
+    return KVC_OK;
+}
+
+/* ---------------------------------------------------------------- merging */
+
+static uint32_t hadamard_block(uint32_t dim) {
+    return dim & (~dim + 1u);
+}
+
+/* One layer's shape from the model's and the format stage's (NULL: f16). */
+static int32_t merge_layer(kvc__stack *s, const kvc_shape *shape, uint32_t i, kvc__stage *fs,
+                           kvc__err *err) {
+    const kvc_layer_shape *l = kvc_shape_layer(shape, i);
+    kvc_format f = {0};
+    if (fs != NULL) {
+        f = fs->format[i];
+    }
+    if (f.type_k > KVC_TYPE_BF16 || f.type_v > KVC_TYPE_BF16 || f.open_type > KVC_TYPE_BF16 ||
+        f.hadamard_k > 1 || f.hadamard_v > 1) {
+        return plan_bad(fs, "has a format that this host doesn't know", err);
+    }
+    kvc__page_shape *o = &s->shape[i];
+    *o = (kvc__page_shape){.dim_k = l->dim_k,
+                           .dim_v = l->dim_v,
+                           .group = l->n_head / l->n_head_kv,
+                           .window = l->window,
+                           .scale = l->scale};
+    o->type_k = f.type_k != KVC_TYPE_NONE ? f.type_k : KVC_TYPE_F16;
+    o->type_v = f.type_v != KVC_TYPE_NONE ? f.type_v : KVC_TYPE_F16;
+    o->open_type = f.open_type != KVC_TYPE_NONE ? f.open_type : KVC_TYPE_F16;
+    o->had_k = f.hadamard_k != 0 ? hadamard_block(l->dim_k) : 0;
+    o->had_v = f.hadamard_v != 0 ? hadamard_block(l->dim_v) : 0;
+    o->open_k_bytes = KVC_PAGE * o->dim_k * kvc__type_bytes(o->open_type);
+    o->open_v_bytes = KVC_PAGE * o->dim_v * kvc__type_bytes(o->open_type);
+    s->n_head_kv[i] = l->n_head_kv;
+    return KVC_OK;
+}
+
+static int32_t merge_formats(kvc__stack *s, const kvc_shape *shape, kvc__err *err) {
+    kvc__stage *fs = NULL;
+    for (uint32_t j = 0; j < s->n_stage; j++) {
+        if ((s->stage[j]->plan.answers & KVC_ANSWERS_FORMAT) != 0) {
+            fs = s->stage[j];
+        }
+    }
+    for (uint32_t i = 0; i < s->n_layer; i++) {
+        KVC_TRY(merge_layer(s, shape, i, fs, err));
+    }
+    kvc__codec_plain(&s->codec, s->kern, s->shape);
+    if (fs != NULL && fs->plan.codec != NULL) {
+        KVC_TRY(check_codec(fs, fs->plan.codec, &s->codec.api, err));
+        s->codec.self = fs->self;
+        s->codec.owner = fs->policy.desc.name;
+    }
+    for (uint32_t i = 0; i < s->n_layer; i++) {
+        size_t bytes = s->codec.api.page_bytes(s->codec.self, i);
+        const kvc__page_shape *o = &s->shape[i];
+        const size_t most = (size_t)64 * (o->dim_k + o->dim_v) * KVC_PAGE + 4096;
+        if (bytes == 0 || bytes > most) {
+            return plan_bad(fs, "has a codec whose page_bytes is 0 or absurdly large", err);
+        }
+        s->shape[i].page_bytes = (bytes + 63) & ~(size_t)63;
+    }
+    return KVC_OK;
+}
+
+/* Opens the tier of a new stage; one that is shared is open. */
+static int32_t merge_tier(kvc__stack *s, kvc__err *err) {
+    kvc__stage *st = s->tier;
+    if (st == NULL || st->n_holder > 1) {
+        return KVC_OK;
+    }
+    uint32_t heads = 0;
+    for (uint32_t i = 0; i < s->n_layer; i++) {
+        heads = s->n_head_kv[i] > heads ? s->n_head_kv[i] : heads;
+    }
+    const kvc__tier_env env = {.mem = st->home,
+                               .codec = &s->codec,
+                               .shape = s->shape,
+                               .n_head_kv = s->n_head_kv,
+                               .n_layer = s->n_layer,
+                               .n_call = kvc__pool_n_thread(s->pool) + KVC__IO_THREADS + 1,
+                               .n_page = heads * KVC__RANGE_PAGES,
+                               .n_lane_page = kvc__stack_max_page(s)};
+    int32_t rc = kvc__tier_open(&st->tier, &env);
+    if (rc == KVC_E_POLICY && st->tier.layout.layer != NULL && st->said.text[0] == '\0') {
+        return kvc__fail(err, rc, "policy '%s': its codec's fields leave the page, or it failed",
+                         s->codec.owner != NULL ? s->codec.owner : st->policy.desc.name);
+    }
+    return rc == KVC_OK ? KVC_OK : kvc__stage_create_failed(st, "open", rc, err);
+}
+
+static void merge_hooks(kvc__stack *s) {
+    s->chunk_invariant = 1;
+    for (uint32_t j = 0; j < s->n_stage; j++) {
+        kvc__stage *st = s->stage[j];
+        const kvc_policy_api *api = &st->policy.api;
+        s->flags |= st->plan.flags;
+        s->observe |= st->plan.observe;
+        s->tier = st->plan.tier != NULL ? st : s->tier;
+        s->visible = api->visible != NULL ? st : s->visible;
+        s->select = api->select != NULL ? st : s->select;
+        s->positions |= st->plan.positions;
+        s->has_begin |= api->begin != NULL;
+        s->has_append |= api->append != NULL;
+        s->has_page_end |= api->page_end != NULL;
+        s->has_end |= api->end != NULL;
+        st->column = KVC__N_COL_ENGINE + s->n_column;
+        s->n_column += st->plan.n_column;
+        if ((st->policy.desc.caps & KVC_CAP_CHUNK_INVARIANT) == 0) {
+            s->chunk_invariant = 0;
+        }
+    }
+}
+
+int32_t kvc__stack_check_plan(kvc__stack *s, uint32_t index, kvc__err *err) {
+    KVC_TRY(check_plan(s->stage[index], s->n_layer, err));
+    return check_conflict(s, index, err);
+}
+
+int32_t kvc__stack_merge(kvc__stack *s, const kvc_shape *shape, kvc__err *err) {
+    merge_hooks(s);
+    KVC_TRY(merge_formats(s, shape, err));
+    KVC_TRY(merge_tier(s, err));
+    if ((s->flags & KVC_PLAN_EVICTS) != 0 && !kvc__codec_movable(&s->codec) && s->log != NULL) {
+        s->log(s->log_user, KVC_LOG_WARN,
+               "entries are evicted, but the pages' format can't be compacted: memory is given "
+               "back by whole pages only");
+    }
+    return KVC_OK;
+}
