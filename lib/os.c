@@ -2,7 +2,7 @@
  * os.c: what differs between operating systems, here Linux: read-only maps of files, reserved
  * address space, the clock, how many cores there are. The one place besides cpu.c with platform
  * conditions. It must not know what is in a file or who uses the space. */
-#define _GNU_SOURCE /* dladdr, O_TMPFILE, sched_getaffinity, MAP_ANONYMOUS, madvise */
+#define _GNU_SOURCE /* dladdr, O_TMPFILE, O_DIRECT, sched_getaffinity, MAP_ANONYMOUS, madvise */
 #include "os.h"
 
 #include <dlfcn.h>
@@ -60,6 +60,12 @@ int kvc__scratch_fd(const char *dir) {
         (void)posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
     }
     return fd;
+}
+
+int kvc__direct_fd(int fd) {
+    char self[64];
+    snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
+    return open(self, O_RDONLY | O_DIRECT | O_CLOEXEC);
 }
 
 void kvc__write_behind(int fd) {

@@ -31,6 +31,9 @@ int kvc__unnamed_link(int fd, const char *path);
 /** Opens a file without a name in the directory dir for reading and writing, which vanishes with
  * its descriptor and isn't read ahead: a descriptor, or -1 with errno. */
 int kvc__scratch_fd(const char *dir);
+/** Another descriptor of the file at fd, for reading past the page cache, which wants place, length
+ * and memory aligned: -1 where the system can't. */
+int kvc__direct_fd(int fd);
 /** Keeps a file that is being written out of the system's page cache: waits for the disk to have
  * what it was handed the last time, hands it what was written since, and forgets what it has. */
 void kvc__write_behind(int fd);

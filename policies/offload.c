@@ -41,8 +41,8 @@ static const kvc_param params[N_PARAM] = {
                   .def = {.i = FILTER_PLANES}}};
 
 enum {
-    READ_BYTES = 64 * 1024, /* read at once, or one page */
-    READ_OVER = 4 * 1024    /* bytes between two records that are read rather than skipped */
+    READ_BYTES = 192 * 1024, /* read at once, or one page */
+    READ_OVER = 4 * 1024     /* bytes between two records that are read rather than skipped */
 };
 
 /* What one call works with. */
@@ -68,12 +68,17 @@ typedef struct offload {
     atomic_uint_least64_t stored;
 } offload;
 
+/* What records are read into is aligned as they are on disk. */
 static void *take(const offload *o, size_t bytes) {
-    return o->host->realloc(o->host->ctx, NULL, 0, bytes, 64);
+    return o->host->realloc(o->host->ctx, NULL, 0, bytes, KVC_FILE_ALIGN);
 }
 
 static void give(const offload *o, void *p, size_t bytes) {
-    (void)o->host->realloc(o->host->ctx, p, bytes, 0, 64);
+    (void)o->host->realloc(o->host->ctx, p, bytes, 0, KVC_FILE_ALIGN);
+}
+
+static uint64_t aligned(uint64_t n) {
+    return (n + KVC_FILE_ALIGN - 1) / KVC_FILE_ALIGN * KVC_FILE_ALIGN;
 }
 
 /* Tells the host what zstd holds. */
@@ -218,7 +223,7 @@ static void read_run(reading *r, uint32_t i, uint32_t j, uint64_t end) {
     } else if (j - i > 1) {
         for (; i < j; i++) {
             const place p = place_of(nth(r, i));
-            read_run(r, i, i + 1, p.at + p.bytes);
+            read_run(r, i, i + 1, aligned(p.at + p.bytes));
         }
     } else {
         nth(r, i)->status = KVC_E_LOST;
@@ -250,11 +255,11 @@ static void read_pages(reading *r, uint32_t first, uint32_t n) {
     n = sort_pages(r, first, n);
     for (uint32_t i = 0; i < n;) {
         const place p = place_of(nth(r, i));
-        uint64_t end = p.at + p.bytes;
+        uint64_t end = aligned(p.at + p.bytes);
         uint32_t j = i + 1;
         for (; j < n; j++) {
             const place q = place_of(nth(r, j));
-            const uint64_t q_end = q.at + q.bytes > end ? q.at + q.bytes : end;
+            const uint64_t last = aligned(q.at + q.bytes), q_end = last > end ? last : end;
             if (q.at > end + READ_OVER || q_end - p.at > r->o->record_bytes) {
                 break;
             }
@@ -353,9 +358,10 @@ static int32_t open(void *self, const kvc_layout *layout) {
     if (rc < 0) {
         return rc;
     }
-    const size_t one = o->page_bytes + OFFLOAD_SLACK;
-    o->record_bytes = one > READ_BYTES ? one : READ_BYTES;
+    const size_t one = aligned(o->page_bytes + OFFLOAD_SLACK);
     o->n_page = layout->n_page > 0 ? layout->n_page : 1;
+    o->record_bytes = o->n_page * one < READ_BYTES ? o->n_page * one : READ_BYTES;
+    o->record_bytes = one > o->record_bytes ? one : o->record_bytes;
     o->n_context = layout->n_call > 0 ? layout->n_call : 1;
     o->context = take(o, o->n_context * sizeof *o->context);
     if (o->context == NULL) {

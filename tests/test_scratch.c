@@ -2,7 +2,7 @@
  * test_scratch.c: scratch files: where records come to lie, room that is used again, records of any
  * size, a full disk, calls of the system and of the allocator that fail once each, threads, and
  * that neither a name nor the page cache keeps what was written. */
-#define _DEFAULT_SOURCE /* mincore, getrlimit's SIGXFSZ */
+#define _GNU_SOURCE /* mincore, getrlimit's SIGXFSZ, O_DIRECT */
 #include "scratch.h"
 
 #include <check.h>
@@ -35,8 +35,9 @@ static struct {
     bool no_unnamed; /* as a file system that has no files without a name */
     bool sparse;     /* as one that can't take room ahead; and nothing is written */
     int mode;
-    int left;      /* calls until one fails */
-    atomic_int fd; /* that was last written to */
+    int left;            /* calls until one fails */
+    atomic_int fd;       /* that was last written to */
+    atomic_int n_direct; /* calls that read past the page cache, and gave something */
 } fault;
 
 /* Whether this call is the one. */
@@ -70,7 +71,9 @@ ssize_t __real_pread(int fd, void *p, size_t n, off_t at);
 ssize_t __wrap_pread(int fd, void *p, size_t n, off_t at);
 ssize_t __wrap_pread(int fd, void *p, size_t n, off_t at) {
     if (!strikes()) {
-        return __real_pread(fd, p, n, at);
+        const ssize_t m = __real_pread(fd, p, n, at);
+        fault.n_direct += m > 0 && (fcntl(fd, F_GETFL) & O_DIRECT) != 0;
+        return m;
     }
     errno = error();
     return fault.mode == SHORT ? __real_pread(fd, p, n > 1 ? n / 2 : n, at) : -1;
@@ -192,11 +195,18 @@ static record put(uint32_t group, size_t n, uint32_t seed) {
     return r;
 }
 
+/* Through the page cache, and to aligned memory past it. */
 static int32_t try_get(const record *r) {
-    uint8_t *p = bytes_of(r), *q = malloc(r->n);
-    ck_assert_ptr_nonnull(q);
-    const int32_t rc = kvc__scratch_get(file, r->at, q, r->n, &err);
-    ck_assert(rc < 0 || memcmp(p, q, r->n) == 0);
+    const size_t whole = (r->n + GRANULE - 1) / GRANULE * GRANULE;
+    void *q = NULL;
+    uint8_t *p = bytes_of(r);
+    ck_assert_int_eq(posix_memalign(&q, GRANULE, whole + GRANULE), 0);
+    int32_t rc = kvc__scratch_get(file, r->at, (uint8_t *)q + 1, r->n, &err);
+    ck_assert(rc < 0 || memcmp(p, (uint8_t *)q + 1, r->n) == 0);
+    if (rc == KVC_OK) {
+        rc = kvc__scratch_get(file, r->at, q, whole, &err);
+        ck_assert(rc < 0 || memcmp(p, q, r->n) == 0);
+    }
     free(p);
     free(q);
     return rc;
@@ -578,6 +588,31 @@ static uint32_t work(void) {
     return failed;
 }
 
+/* Whether files in dir can be read so. */
+static bool can_read_directly(void) {
+    char path[sizeof dir + 8];
+    snprintf(path, sizeof path, "%s/probe", dir);
+    const int fd = open(path, O_RDWR | O_CREAT | O_DIRECT, 0600);
+    (void)unlink(path);
+    (void)close(fd);
+    return fd >= 0;
+}
+
+START_TEST(aligned_reads_go_past_the_page_cache) {
+    const record small = put(0, 3 * GRANULE, 1), large = put(0, 2 * MIB + 5, 2);
+    void *q = NULL;
+    fault.n_direct = 0;
+    ck_assert_int_eq(posix_memalign(&q, GRANULE, 4 * GRANULE), 0);
+    ck_assert_int_eq(kvc__scratch_get(file, small.at, (uint8_t *)q + 8, small.n, &err), KVC_OK);
+    ck_assert_int_eq(kvc__scratch_get(file, small.at, q, small.n - 1, &err), KVC_OK);
+    ck_assert_int_eq(fault.n_direct, 0);
+    ck_assert_int_eq(kvc__scratch_get(file, small.at, q, small.n, &err), KVC_OK);
+    ck_assert_int_eq(fault.n_direct, can_read_directly());
+    check_record(&large);
+    free(q);
+}
+END_TEST
+
 START_TEST(every_call_fails_once) {
     int n = 0;
     ck_assert_uint_eq(work(), 0);
@@ -777,6 +812,7 @@ int main(void) {
     tcase_add_loop_test(tc, random_steps, 0, 3);
     tcase_add_test(tc, bounds);
     tcase_add_test(tc, a_full_disk);
+    tcase_add_test(tc, aligned_reads_go_past_the_page_cache);
     tcase_add_loop_test(tc, every_call_fails_once, 0, N_MODE);
     tcase_add_test(tc, a_failed_write_gives_its_room_back);
     tcase_add_test(tc, a_large_file);
