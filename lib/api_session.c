@@ -274,6 +274,8 @@ int32_t kvc_session_get_stage(const kvc_session *session, uint32_t i, kvc_stage_
     const int64_t disk = atomic_load(&st->disk), peak = atomic_load(&st->peak);
     kvc_claims claims;
     kvc__stack_claims(st, &claims);
+    const bool format = (st->plan.answers & KVC_ANSWERS_FORMAT) != 0;
+    const kvc__store *store = &session->store;
     const kvc_stage_stats s = {.name = st->policy.desc.name,
                                .path = st->policy.path != NULL ? st->policy.path : "",
                                .memory_bytes = memory > 0 ? (uint64_t)memory : 0,
@@ -286,6 +288,9 @@ int32_t kvc_session_get_stage(const kvc_session *session, uint32_t i, kvc_stage_
                                .stored_bytes = claims.stored_bytes,
                                .tier_ns = atomic_load(&st->tier.ns),
                                .n_put = atomic_load(&st->tier.n_put),
-                               .n_get = atomic_load(&st->tier.n_get)};
+                               .n_get = atomic_load(&st->tier.n_get),
+                               .worker_ns = atomic_load(&st->worker_ns),
+                               .payload_bytes =
+                                   format ? store->sealed_bytes + store->away_bytes : 0};
     return give(out, &s, sizeof s);
 }

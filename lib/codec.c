@@ -4,6 +4,8 @@
  * lanes. */
 #include "codec.h"
 
+#include "os.h"
+
 #include <string.h>
 
 size_t kvc__type_bytes(uint32_t type) {
@@ -109,6 +111,7 @@ void kvc__codec_plain(kvc__codec *c, const kvc__kern *kern, const kvc__page_shap
                          .fields = plain_fields};
     c->self = c;
     c->owner = NULL;
+    c->ns = NULL;
     c->kern = kern;
     c->shape = shape;
 }
@@ -145,7 +148,12 @@ int32_t kvc__codec_encode(const kvc__codec *c, uint32_t layer, uint32_t head, ui
                      .v = scratch->v,
                      .k_stride = s->dim_k,
                      .v_stride = s->dim_v};
-    return checked(c->api.encode(c->self, &rows, dst));
+    const uint64_t t0 = kvc__clock_ns();
+    const int32_t rc = c->api.encode(c->self, &rows, dst);
+    if (c->ns != NULL) {
+        atomic_fetch_add(c->ns, kvc__clock_ns() - t0);
+    }
+    return checked(rc);
 }
 
 int32_t kvc__codec_decode(const kvc__codec *c, const kvc_page *page, kvc__codec_scratch *scratch) {

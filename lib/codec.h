@@ -11,6 +11,7 @@
 
 #include "kvc/policy.h"
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -35,7 +36,8 @@ typedef struct kvc__page_shape {
 typedef struct kvc__codec {
     kvc_codec api; /* the host's own copy */
     void *self;
-    const char *owner; /* policy's name, NULL for plain floats */
+    const char *owner;         /* policy's name, NULL for plain floats */
+    atomic_uint_least64_t *ns; /* counts the owner's time in encode(), or NULL */
     const kvc__kern *kern;
     const kvc__page_shape *shape; /* [n_layer] */
 } kvc__codec;

@@ -297,7 +297,9 @@ int32_t kvc__stack_append(kvc__stack *s, const kvc_rows *rows) {
         kvc_rows mine = *rows;
         mine.q = (st->plan.observe & KVC_OBSERVE_QUERIES) != 0 ? rows->q : NULL;
         mine.k_raw = (st->plan.observe & KVC_OBSERVE_K_RAW) != 0 ? rows->k_raw : NULL;
+        const uint64_t t0 = kvc__clock_ns();
         int32_t rc = st->policy.api.append(st->self, &mine);
+        atomic_fetch_add(&st->worker_ns, kvc__clock_ns() - t0);
         if (rc != KVC_OK) {
             return rc < 0 ? rc : KVC_E_POLICY;
         }
@@ -306,7 +308,9 @@ int32_t kvc__stack_append(kvc__stack *s, const kvc_rows *rows) {
 }
 
 int32_t kvc__stack_select(kvc__stack *s, const kvc_rows *query, uint64_t *page, uint32_t n_page) {
+    const uint64_t t0 = kvc__clock_ns();
     int32_t rc = s->select->policy.api.select(s->select->self, query, page, n_page);
+    atomic_fetch_add(&s->select->worker_ns, kvc__clock_ns() - t0);
     return rc > 0 ? KVC_E_POLICY : rc;
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * stack.h: the stages of a session: made from a spec, their plans merged into one, their hooks
- * called. The one place that calls a policy's functions (pages apart: codec.h, tier.h). It never asks
- * which policy it has. */
+ * called. The one place that calls a policy's functions (pages apart: codec.h, tier.h). It never
+ * asks which policy it has. */
 #ifndef KVC_STACK_H
 #define KVC_STACK_H
 
@@ -50,6 +50,7 @@ typedef struct kvc__stage {
     atomic_int_least64_t disk;  /* accounted files */
     atomic_int_least64_t peak;  /* the most of mem + other */
     uint64_t hook_ns;
+    atomic_uint_least64_t worker_ns;
     uint64_t seed, rng;
     bool created;    /* create() succeeded */
     uint32_t column; /* first of its own columns in the store */

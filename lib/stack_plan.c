@@ -179,6 +179,7 @@ static int32_t merge_formats(kvc__stack *s, const kvc_shape *shape, kvc__err *er
         KVC_TRY(check_codec(fs, fs->plan.codec, &s->codec.api, err));
         s->codec.self = fs->self;
         s->codec.owner = fs->policy.desc.name;
+        s->codec.ns = &fs->worker_ns;
     }
     for (uint32_t i = 0; i < s->n_layer; i++) {
         size_t bytes = s->codec.api.page_bytes(s->codec.self, i);

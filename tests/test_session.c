@@ -560,6 +560,12 @@ START_TEST(stages_are_counted) {
     ck_assert_uint_le(b.memory_bytes, floats * sizeof(float) + 1024);
     ck_assert_uint_gt(b.n_skipped, 0);
     ck_assert_uint_gt(c.memory_bytes, 0);
+    /* The first observes and ticks, the second observes and selects, the third encodes. */
+    ck_assert_uint_gt(b.worker_ns, 0);
+    ck_assert_uint_gt(c.worker_ns, 0);
+    ck_assert_uint_eq(c.hook_ns, 0);
+    ck_assert_uint_eq(a.payload_bytes + b.payload_bytes, 0);
+    ck_assert_uint_eq(c.payload_bytes, st.sealed_bytes);
     ck_assert_uint_eq(st.n_stage, 3);
     ck_assert_uint_eq(st.stage_bytes, a.memory_bytes + b.memory_bytes + c.memory_bytes);
     ck_assert_uint_eq(st.kv_bytes,

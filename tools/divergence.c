@@ -270,6 +270,34 @@ static double bytes_per_token(const track *t, uint32_t n_page) {
     return ((double)t->sealed[last] - (double)t->sealed[first]) / ((last - first) * KVC_PAGE);
 }
 
+/* What each stage holds and has taken so far. */
+static void note_stages(const track *t, uint32_t n_stage) {
+    cmp_row *row = t->row;
+    row->n_stage = min_u32(n_stage, CMP_MAX_STAGE);
+    for (uint32_t i = 0; i < row->n_stage; i++) {
+        kvc_stage_stats s = {.struct_size = sizeof s};
+        if (kvc_session_get_stage(t->session, i, &s) < 0) {
+            row->n_stage = i;
+            return;
+        }
+        cmp_stage *to = &row->stage[i];
+        *to = (cmp_stage){.memory_bytes = s.memory_bytes,
+                          .peak_bytes = s.peak_bytes,
+                          .payload_bytes = s.payload_bytes,
+                          .disk_bytes = s.disk_bytes,
+                          .stored_bytes = s.stored_bytes,
+                          .hook_ns = s.hook_ns,
+                          .worker_ns = s.worker_ns,
+                          .tier_ns = s.tier_ns,
+                          .n_evicted = s.n_evicted,
+                          .n_selected = s.n_selected,
+                          .n_skipped = s.n_skipped,
+                          .n_put = s.n_put,
+                          .n_get = s.n_get};
+        snprintf(to->name, sizeof to->name, "%s", s.name);
+    }
+}
+
 /* The figures of a track that has reached its last scored token. */
 static int32_t finish(pass *p, track *t) {
     kvc_session_stats stats = {.struct_size = sizeof stats};
@@ -292,6 +320,7 @@ static int32_t finish(pass *p, track *t) {
     v[CMP_PPL] = exp(t->nll / t->n_score);
     v[CMP_PPL_RATIO] = v[CMP_PPL] / exp(p->base_nll[t->n_score - 1] / t->n_score);
     v[CMP_SCORED] = t->n_score;
+    note_stages(t, stats.n_stage);
     cmp_row_set_kld(t->row, t->kld, t->n_score);
     return KVC_OK;
 }

@@ -46,13 +46,25 @@ typedef struct cmp_figure {
 /** [CMP_N_FIGURE] */
 extern const cmp_figure cmp_figure_table[CMP_N_FIGURE];
 
+#define CMP_MAX_STAGE 8u /* most stages of a policy */
+
+/** What one stage of a policy holds and takes, in the divergence pass. */
+typedef struct cmp_stage {
+    char name[40];
+    uint64_t memory_bytes, peak_bytes, payload_bytes, disk_bytes, stored_bytes;
+    uint64_t hook_ns, worker_ns, tier_ns;
+    uint64_t n_evicted, n_selected, n_skipped, n_put, n_get;
+} cmp_stage;
+
 /** One policy of the comparison. */
 typedef struct cmp_row {
-    const char *spec;       /* as the user wrote it */
-    char name[256];         /* the names of its stages, '+' between them */
-    char full[1024];        /* the spec with every parameter filled in */
-    int transient;          /* 1: keeps nothing between calls, so every step computes everything */
-    int chunked;            /* 1: its result depends on how the prompt is cut into calls */
+    const char *spec; /* as the user wrote it */
+    char name[256];   /* the names of its stages, '+' between them */
+    char full[1024];  /* the spec with every parameter filled in */
+    int transient;    /* 1: keeps nothing between calls, so every step computes everything */
+    int chunked;      /* 1: its result depends on how the prompt is cut into calls */
+    uint32_t n_stage; /* 0 until it was measured */
+    cmp_stage stage[CMP_MAX_STAGE];
     double v[CMP_N_FIGURE]; /* NaN: not known */
 } cmp_row;
 

@@ -57,6 +57,30 @@ static int add_figure(json_t *policy, const cmp_row *row, unsigned i) {
     return at == NULL ? -1 : json_object_set_new(at, leaf, number(row->v[i], f->integer));
 }
 
+/* A stage's bytes, its time on the clock and among workers, and what it says it did. */
+static json_t *stage_object(const cmp_stage *s) {
+    return json_pack("{s:o, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I}",
+                     "name", text(s->name), "memory_bytes", (json_int_t)s->memory_bytes,
+                     "peak_bytes", (json_int_t)s->peak_bytes, "payload_bytes",
+                     (json_int_t)s->payload_bytes, "disk_bytes", (json_int_t)s->disk_bytes,
+                     "stored_bytes", (json_int_t)s->stored_bytes, "hook_ms",
+                     1e-6 * (double)s->hook_ns, "worker_ms", 1e-6 * (double)s->worker_ns, "tier_ms",
+                     1e-6 * (double)s->tier_ns, "n_evicted", (json_int_t)s->n_evicted, "n_selected",
+                     (json_int_t)s->n_selected, "n_skipped", (json_int_t)s->n_skipped, "n_put",
+                     (json_int_t)s->n_put, "n_get", (json_int_t)s->n_get);
+}
+
+static json_t *stages_array(const cmp_row *row) {
+    json_t *list = json_array();
+    for (uint32_t i = 0; i < row->n_stage; i++) {
+        if (json_array_append_new(list, stage_object(&row->stage[i])) != 0) {
+            json_decref(list);
+            return NULL;
+        }
+    }
+    return list;
+}
+
 static json_t *policy_object(const cmp_row *row) {
     json_t *o = json_object();
     int bad = o == NULL;
@@ -65,6 +89,7 @@ static json_t *policy_object(const cmp_row *row) {
     bad |= json_object_set_new(o, "full_spec", text(row->full)) != 0;
     bad |= json_object_set_new(o, "transient", json_boolean(row->transient)) != 0;
     bad |= json_object_set_new(o, "chunk_invariant", json_boolean(!row->chunked)) != 0;
+    bad |= json_object_set_new(o, "stages", stages_array(row)) != 0;
     for (unsigned i = 0; i < CMP_N_FIGURE; i++) {
         bad |= add_figure(o, row, i) != 0;
     }

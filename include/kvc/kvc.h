@@ -308,21 +308,25 @@ KVC_API const char *kvc_session_spec(const kvc_session *session);
 
 /** One stage's figures. */
 typedef struct kvc_stage_stats {
-    uint32_t struct_size;  /**< set by the caller to its sizeof */
-    uint32_t pad;          /**< 0 */
-    const char *name;      /**< of the policy */
-    const char *path;      /**< its file; "" when linked in */
-    uint64_t memory_bytes; /**< counted by the host */
-    uint64_t peak_bytes;   /**< the most of it */
-    uint64_t disk_bytes;   /**< counted by the host */
-    uint64_t hook_ns;      /**< time in its [decode] hooks */
-    uint64_t n_evicted;    /**< entries given up, as the policy says */
-    uint64_t n_selected;   /**< pages left to be read by select(), as the policy says */
-    uint64_t n_skipped;    /**< pages taken out by select(), as the policy says */
-    uint64_t stored_bytes; /**< what the pages in a tier take there, as the policy says */
-    uint64_t tier_ns;      /**< time in the tier's functions, all threads together */
-    uint64_t n_put;        /**< pages given to the tier */
-    uint64_t n_get;        /**< pages brought back from it */
+    uint32_t struct_size;   /**< set by the caller to its sizeof */
+    uint32_t pad;           /**< 0 */
+    const char *name;       /**< of the policy */
+    const char *path;       /**< its file; "" when linked in */
+    uint64_t memory_bytes;  /**< counted by the host */
+    uint64_t peak_bytes;    /**< the most of it */
+    uint64_t disk_bytes;    /**< counted by the host */
+    uint64_t hook_ns;       /**< time in its [decode] hooks */
+    uint64_t n_evicted;     /**< entries given up, as the policy says */
+    uint64_t n_selected;    /**< pages left to be read by select(), as the policy says */
+    uint64_t n_skipped;     /**< pages taken out by select(), as the policy says */
+    uint64_t stored_bytes;  /**< what the pages in a tier take there, as the policy says */
+    uint64_t tier_ns;       /**< time in the tier's functions, all threads together */
+    uint64_t n_put;         /**< pages given to the tier */
+    uint64_t n_get;         /**< pages brought back from it */
+    uint64_t worker_ns;     /**< time in append(), select() and its codec's encode(), all threads
+                               together; what reading its pages costs is in attention_ns */
+    uint64_t payload_bytes; /**< of the stage that answers the format: sealed pages, wherever they
+                               live, as they are in memory */
 } kvc_stage_stats;
 
 /** Fills out for the i-th stage. @return KVC_OK, KVC_E_RANGE */

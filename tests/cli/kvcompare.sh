@@ -127,6 +127,11 @@ report() {
     holds 'all(x["memory"]["kv_peak_bytes"] >= x["memory"]["kv_bytes"] for x in p)'
     holds 'all(x["speed"][k] > 0 for x in p for k in ("prefill_tok_s", "ttft_ms", "decode_tok_s"))'
     holds 'all(x["speed"]["decode_ms"]["p50"] <= x["speed"]["decode_ms"]["p99"] for x in p)'
+    compare 0 -p window:size=64+quant8+offload -o json --rounds 0
+    holds '[s["name"] for s in p[0]["stages"]] == ["window", "quant8", "offload"]'
+    holds '[s["payload_bytes"] > 0 for s in p[0]["stages"]] == [False, True, False]'
+    holds '[s["worker_ms"] > 0 for s in p[0]["stages"]] == [False, True, False]'
+    holds '[s["tier_ms"] > 0 or s["n_put"] > 0 for s in p[0]["stages"]][:2] == [False, False]'
     compare 0 -p none -o json --baseline none
     holds 'p[0]["divergence"]["kld"]["max"] == 0 and p[0]["divergence"]["ppl_ratio"] == 1'
     compare 0 -p full -o json --compute int8 --rounds 0
