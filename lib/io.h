@@ -22,7 +22,7 @@ typedef struct kvc__io_source {
 } kvc__io_source;
 
 enum {
-    KVC__IO_THREADS = 2 /* reads wait for the disk, not for a core: few are enough */
+    KVC__IO_THREADS = 4 /* reads wait for the disk, not for a core; a disk wants several at once */
 };
 
 /** Starts the threads. KVC_E_NOMEM. */
