@@ -119,7 +119,7 @@ void kvc__arena_give(kvc__arena *a, uint32_t layer, uint32_t slot) {
         return;
     }
     if (l->key[slot].where == KVC__PAGE_AWAY) {
-        const kvc_tier_page page = kvc__arena_away(a, layer, slot, NULL);
+        const kvc_tier_page page = kvc__arena_away(a, layer, slot);
         kvc__tier_drop(a->tier, &page, 1);
     }
     l->key[slot].where = KVC__PAGE_HERE;
@@ -138,19 +138,20 @@ bool kvc__arena_is_away(const kvc__arena *a, uint32_t layer, uint32_t slot) {
     return a->tier != NULL && a->layer[layer].key[slot].where != KVC__PAGE_HERE;
 }
 
-kvc_tier_page kvc__arena_away(const kvc__arena *a, uint32_t layer, uint32_t slot, void *bytes) {
+kvc_tier_page kvc__arena_away(const kvc__arena *a, uint32_t layer, uint32_t slot) {
     const kvc__slot_key *k = &a->layer[layer].key[slot];
     return (kvc_tier_page){.struct_size = sizeof(kvc_tier_page),
                            .layer = layer,
                            .head = k->head,
-                           .bytes = bytes,
                            .key = {k->key[0], k->key[1]}};
 }
 
-int32_t kvc__arena_put(kvc__arena *a, uint32_t layer, uint32_t head, uint32_t slot, void *bytes) {
+int32_t kvc__arena_put(kvc__arena *a, uint32_t layer, uint32_t head, uint32_t slot,
+                       const void *bytes) {
     kvc__slot_key *k = &a->layer[layer].key[slot];
     k->head = head;
-    kvc_tier_page page = kvc__arena_away(a, layer, slot, bytes);
+    kvc_tier_page page = kvc__arena_away(a, layer, slot);
+    page.bytes = bytes;
     const int32_t rc = kvc__tier_put(a->tier, &page, 1);
     *k = (kvc__slot_key){.key = {page.key[0], page.key[1]},
                          .head = head,

@@ -75,9 +75,10 @@ uint8_t *kvc__arena_page(const kvc__arena *a, uint32_t layer, uint32_t slot);
 bool kvc__arena_is_away(const kvc__arena *a, uint32_t layer, uint32_t slot);
 /** Hands bytes to the tier as the page of a slot, whose memory isn't touched. Statuses as
  * kvc__tier_put(); the page is then nowhere. [worker] for different slots */
-int32_t kvc__arena_put(kvc__arena *a, uint32_t layer, uint32_t head, uint32_t slot, void *bytes);
-/** What the tier is to be asked for to bring a page to bytes. [any] while the slot is held */
-kvc_tier_page kvc__arena_away(const kvc__arena *a, uint32_t layer, uint32_t slot, void *bytes);
+int32_t kvc__arena_put(kvc__arena *a, uint32_t layer, uint32_t head, uint32_t slot,
+                       const void *bytes);
+/** What the tier is to be asked for to bring a page back. [any] while the slot is held */
+kvc_tier_page kvc__arena_away(const kvc__arena *a, uint32_t layer, uint32_t slot);
 /** Bytes of one slot's bookkeeping. */
 size_t kvc__arena_slot_bytes(const kvc__arena *a);
 

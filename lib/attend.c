@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * attend.c: three phases over a layer's pieces. Rows: turn keys and queries, append, observe,
  * select. Ranges: scores, softmax and mix of one (range, head, block) per job, a range's jobs one
- * after the other, since pages that come from a tier are brought by ranges. Merge: ranges to one
- * result, masses to their columns. */
+ * after the other, since pages that come from a tier are brought by ranges; there a job takes all
+ * blocks, so that a page is unpacked once. Merge: ranges to one result, masses to their columns. */
 #include "attend.h"
 
 #include <math.h>
@@ -40,9 +40,18 @@ static const float *rope_at(const kvc__attend *a, int32_t pos) {
 /* ---------------------------------------------------------------- failures of worker calls */
 
 /* Calls that may fail in workers; their numbers stand beside the status in `failed`. */
-enum { CALL_VISIBLE = 0, CALL_APPEND, CALL_SELECT, CALL_SCORE, CALL_MIX, CALL_GET, CALL_FINITE };
+enum {
+    CALL_VISIBLE = 0,
+    CALL_APPEND,
+    CALL_SELECT,
+    CALL_SCORE,
+    CALL_MIX,
+    CALL_GET,
+    CALL_UNPACK,
+    CALL_FINITE
+};
 static const char *const call_name[] = {"visible", "append", "select", "score",
-                                        "mix",     "get",    "finite"};
+                                        "mix",     "get",    "unpack", "finite"};
 
 /* Keeps the first failure of a (piece, head): status in the upper bits, the call in the lowest
  * three. */
@@ -216,13 +225,12 @@ struct view {
     bool moved;
     int32_t pos0;
     int32_t pos[KVC_PAGE]; /* of a moved page */
-    const uint8_t *bytes;  /* sealed; NULL: open, freed, or away and not needed */
+    const uint8_t *bytes;  /* sealed; NULL: open, freed, or away and not unpacked */
     bool open, freed;
 };
 
-/* unit: what was brought of the page's range, or NULL. */
 static void view_page(const kvc__store *s, uint32_t layer, uint32_t head, uint32_t i,
-                      const uint8_t *unit, struct view *v) {
+                      struct view *v) {
     const kvc__lane *l = kvc__store_lane(s, layer, head);
     v->open = i == l->n_page;
     v->moved = !v->open && l->page[i].moved != 0;
@@ -231,9 +239,6 @@ static void view_page(const kvc__store *s, uint32_t layer, uint32_t head, uint32
     v->pos0 = v->open ? l->open_pos0 : l->page[i].pos0;
     v->freed = !v->open && l->page[i].slot == KVC__NO_SLOT;
     v->bytes = v->open ? NULL : kvc__store_page(s, layer, &l->page[i]);
-    if (unit != NULL && !v->open && !v->freed && v->bytes == NULL) {
-        v->bytes = kvc__pager_page(s->pager, unit, head, i % KVC__RANGE_PAGES);
-    }
     if (v->moved) {
         kvc__store_positions(s, s->lane0[layer] + head, i, v->pos);
     }
@@ -259,14 +264,20 @@ struct job {
     const kvc__block *b;
     const kvc__piece *p;
     const kvc__page_shape *sh;
-    kvc__attend_thread *th;
+    uint32_t thread;
     uint32_t head, range, group, rows;
+    kvc__unit *unit;                           /* what the tier has brought of the range, or NULL */
+    const uint8_t *unpacked[KVC__RANGE_PAGES]; /* of that, so far */
 };
+
+static kvc__attend_thread *scratch(const struct job *j) {
+    return &j->a->thread[j->thread];
+}
 
 static int32_t score_page(const struct job *j, const struct view *v, const float *q) {
     if (v->open) {
         const kvc__lane *l = kvc__store_lane(j->p->store, j->a->layer, j->head);
-        j->a->kern->score(j->sh->open_type, l->open_k, j->sh->dim_k, q, j->rows, j->th->tmp,
+        j->a->kern->score(j->sh->open_type, l->open_k, j->sh->dim_k, q, j->rows, scratch(j)->tmp,
                           KVC_PAGE);
         return KVC_OK;
     }
@@ -275,11 +286,12 @@ static int32_t score_page(const struct job *j, const struct view *v, const float
                      .head = j->head,
                      .n = v->n,
                      .bytes = v->bytes};
-    return kvc__codec_score(&j->p->stack->codec, &page, q, j->rows, j->th->tmp, &j->th->codec);
+    return kvc__codec_score(&j->p->stack->codec, &page, q, j->rows, scratch(j)->tmp,
+                            &scratch(j)->codec);
 }
 
 static int32_t mix_page(const struct job *j, const struct view *v, uint32_t at, float *acc) {
-    const float *p = j->th->s + (size_t)at * KVC_PAGE;
+    const float *p = scratch(j)->s + (size_t)at * KVC_PAGE;
     if (v->open) {
         const kvc__lane *l = kvc__store_lane(j->p->store, j->a->layer, j->head);
         j->a->kern->mix(j->sh->open_type, l->open_v, j->sh->dim_v, p, KVC__RANGE_ENTRIES, j->rows,
@@ -288,7 +300,7 @@ static int32_t mix_page(const struct job *j, const struct view *v, uint32_t at, 
     }
     /* A codec takes its probabilities dense. */
     for (uint32_t r = 0; r < j->rows; r++) {
-        memcpy(j->th->tmp + (size_t)r * KVC_PAGE, p + (size_t)r * KVC__RANGE_ENTRIES,
+        memcpy(scratch(j)->tmp + (size_t)r * KVC_PAGE, p + (size_t)r * KVC__RANGE_ENTRIES,
                KVC_PAGE * sizeof(float));
     }
     kvc_page page = {.struct_size = sizeof page,
@@ -296,15 +308,16 @@ static int32_t mix_page(const struct job *j, const struct view *v, uint32_t at, 
                      .head = j->head,
                      .n = v->n,
                      .bytes = v->bytes};
-    return kvc__codec_mix(&j->p->stack->codec, &page, j->th->tmp, j->rows, acc, &j->th->codec);
+    return kvc__codec_mix(&j->p->stack->codec, &page, scratch(j)->tmp, j->rows, acc,
+                          &scratch(j)->codec);
 }
 
 /* Copies the scores under the mask of each token from tmp to the range's score rows. */
 static void take_scores(const struct job *j, uint32_t at, const uint64_t *mask) {
     for (uint32_t r = 0; r < j->rows; r++) {
         const uint64_t m = mask[r / j->group];
-        float *to = j->th->s + (size_t)r * KVC__RANGE_ENTRIES + (size_t)at * KVC_PAGE;
-        const float *from = j->th->tmp + (size_t)r * KVC_PAGE;
+        float *to = scratch(j)->s + (size_t)r * KVC__RANGE_ENTRIES + (size_t)at * KVC_PAGE;
+        const float *from = scratch(j)->tmp + (size_t)r * KVC_PAGE;
         if (m == ~(uint64_t)0) {
             memcpy(to, from, KVC_PAGE * sizeof(float));
             continue;
@@ -331,14 +344,14 @@ static void shift_queries(const struct job *j, uint32_t back) {
         for (uint32_t g = 0; g < j->group; g++) {
             const float *q =
                 a->q + ((size_t)row * hp->n_head + (size_t)j->head * j->group + g) * hp->dim_k;
-            float *out = j->th->q + ((size_t)t * j->group + g) * hp->dim_k;
+            float *out = scratch(j)->q + ((size_t)t * j->group + g) * hp->dim_k;
             a->kern->rope_norm(q, rope_at(a, pos), hp->n_rot, hp->dim_k, out);
         }
     }
     const uint32_t n = j->rows * hp->dim_k;
-    a->kern->scale(j->th->q, j->sh->scale, n);
+    a->kern->scale(scratch(j)->q, j->sh->scale, n);
     if (j->sh->had_k > 1) {
-        a->kern->hadamard(j->th->q, j->sh->had_k, n);
+        a->kern->hadamard(scratch(j)->q, j->sh->had_k, n);
     }
 }
 
@@ -374,10 +387,24 @@ static int32_t page_masks(const struct job *j, const struct view *v, uint32_t pa
     return KVC_OK;
 }
 
+/* Makes sure that page `at` of the range, which is seen, is in memory. */
+static int32_t unpack_page(struct job *j, struct view *v, uint32_t at) {
+    if (v->open || v->bytes != NULL) {
+        return KVC_OK;
+    }
+    if (j->unpacked[at] == NULL) {
+        int32_t rc;
+        j->unpacked[at] = kvc__pager_page(j->p->store->pager, j->unit, j->head, at, j->thread, &rc);
+        KVC_TRY(rc);
+    }
+    v->bytes = j->unpacked[at];
+    return KVC_OK;
+}
+
 /* Scores one page of the range for all that is seen of it: in one pass, or, when gaps are closed,
  * in one pass for each range of positions. */
-static int32_t score_seen(const struct job *j, const struct view *v, uint32_t page, uint32_t at,
-                          bool *seen, int *call) {
+static int32_t score_seen(struct job *j, struct view *v, uint32_t page, uint32_t at, bool *seen,
+                          int *call) {
     const kvc__attend *a = j->a;
     const float *own = qrot_at(a, j->head, j->p->row0 + j->b->t0);
     const bool closes = j->p->stack->positions == KVC_POSITIONS_CACHE;
@@ -392,8 +419,10 @@ static int32_t score_seen(const struct job *j, const struct view *v, uint32_t pa
         if (back > 0) {
             shift_queries(j, (uint32_t)back);
         }
+        *call = CALL_UNPACK;
+        KVC_TRY(unpack_page(j, v, at));
         *call = CALL_SCORE;
-        KVC_TRY(score_page(j, v, back > 0 ? j->th->q : own));
+        KVC_TRY(score_page(j, v, back > 0 ? scratch(j)->q : own));
         *call = CALL_VISIBLE;
         take_scores(j, at, mask);
         *seen = true;
@@ -405,7 +434,7 @@ static int32_t score_seen(const struct job *j, const struct view *v, uint32_t pa
  * out. */
 static void softmax_rows(const struct job *j, float *out) {
     for (uint32_t r = 0; r < j->rows; r++) {
-        float *s = j->th->s + (size_t)r * KVC__RANGE_ENTRIES;
+        float *s = scratch(j)->s + (size_t)r * KVC__RANGE_ENTRIES;
         float *o = out + (size_t)r * kvc__partial_row(j->a);
         o[1] = 0.0f;
         j->a->kern->softmax(s, KVC__RANGE_ENTRIES, &o[0], &o[1]);
@@ -432,21 +461,21 @@ static void range_empty(const struct job *j, float *out) {
     }
 }
 
-static int32_t attend_range(const struct job *j, const uint8_t *unit, int *call) {
+static int32_t attend_range(struct job *j, int *call) {
     const kvc__lane *l = kvc__store_lane(j->p->store, j->a->layer, j->head);
     struct view view[KVC__RANGE_PAGES];
     bool seen[KVC__RANGE_PAGES] = {false};
     bool any = false;
     float *out = partial_at(j->a, j->b, j->head, j->range);
     for (size_t i = 0; i < (size_t)j->rows * KVC__RANGE_ENTRIES; i++) {
-        j->th->s[i] = -INFINITY;
+        scratch(j)->s[i] = -INFINITY;
     }
     for (uint32_t at = 0; at < KVC__RANGE_PAGES; at++) {
         const uint32_t page = j->range * KVC__RANGE_PAGES + at;
         if (page > l->n_page) {
             break;
         }
-        view_page(j->p->store, j->a->layer, j->head, page, unit, &view[at]);
+        view_page(j->p->store, j->a->layer, j->head, page, &view[at]);
         KVC_TRY(score_seen(j, &view[at], page, at, &seen[at], call));
         any |= seen[at];
     }
@@ -456,7 +485,7 @@ static int32_t attend_range(const struct job *j, const uint8_t *unit, int *call)
     }
     softmax_rows(j, out);
     const uint32_t dim = j->sh->dim_v;
-    float *acc = j->th->q; /* its queries are done with; [max_row][max(dim_k, dim_v)] */
+    float *acc = scratch(j)->q; /* its queries are done with; [max_row][max(dim_k, dim_v)] */
     memset(acc, 0, (size_t)j->rows * dim * sizeof *acc);
     *call = CALL_MIX;
     for (uint32_t at = 0; at < KVC__RANGE_PAGES; at++) {
@@ -471,20 +500,27 @@ static int32_t attend_range(const struct job *j, const uint8_t *unit, int *call)
     return KVC_OK;
 }
 
-/* The same with what the range needs of the tier. */
-static int32_t attend_pinned(const struct job *j, int *call) {
+static int32_t attend_block(struct job *j, const kvc__block *b, int *call) {
+    j->b = b;
+    j->rows = b->n * j->group;
+    return attend_range(j, call);
+}
+
+/* All blocks of a piece, with what the range needs of the tier. */
+static int32_t attend_pinned(struct job *j, const kvc__block *b, uint32_t n, int *call) {
     kvc__pager *pager = j->p->store->pager;
-    const uint8_t *unit = NULL;
-    if (pager == NULL) {
-        return attend_range(j, NULL, call);
-    }
     *call = CALL_GET;
-    int32_t rc = kvc__pager_pin(pager, j->range, &unit);
-    if (rc == KVC_OK) {
-        rc = attend_range(j, unit, call);
+    int32_t rc = kvc__pager_pin(pager, j->range, &j->unit);
+    for (uint32_t i = 0; rc == KVC_OK && i < n; i++) {
+        rc = attend_block(j, &b[i], call);
     }
     kvc__pager_unpin(pager, j->range);
     return rc;
+}
+
+/* Jobs of one (range, head) of the n blocks from `first` on, which are of one piece. */
+static uint32_t jobs_of_range(const kvc__attend *a, uint32_t first, uint32_t n) {
+    return a->piece[a->block[first].piece].store->pager != NULL ? 1 : n;
 }
 
 static void range_item(void *arg, uint32_t item, uint32_t thread) {
@@ -496,22 +532,22 @@ static void range_item(void *arg, uint32_t item, uint32_t thread) {
     }
     item -= a->job[first];
     const uint32_t heads = a->model->hp.n_head_kv;
-    const kvc__block *b = &a->block[first + item % n];
+    const uint32_t n_job = jobs_of_range(a, first, n);
+    const kvc__block *b = &a->block[first + item % n_job];
     const kvc__piece *p = &a->piece[b->piece];
     struct job j = {.a = a,
-                    .b = b,
                     .p = p,
                     .sh = &p->stack->shape[a->layer],
-                    .th = &a->thread[thread],
-                    .head = item / n % heads,
-                    .range = item / n / heads,
-                    .group = group_of(a),
-                    .rows = b->n * group_of(a)};
+                    .thread = thread,
+                    .head = item / n_job % heads,
+                    .range = item / n_job / heads,
+                    .group = group_of(a)};
     if (p->status < 0) {
         return;
     }
     int call = CALL_VISIBLE;
-    int32_t rc = attend_pinned(&j, &call);
+    int32_t rc =
+        p->store->pager != NULL ? attend_pinned(&j, b, n, &call) : attend_block(&j, b, &call);
     if (rc != KVC_OK) {
         note_failure(a, b->piece, j.head, rc < 0 ? rc : KVC_E_POLICY, call);
     }
@@ -642,10 +678,13 @@ static void run_items(kvc__attend *a, uint32_t n, bool small, kvc__pool_fn fn) {
 static void flush_blocks(kvc__attend *a) {
     const uint32_t heads = a->model->hp.n_head_kv;
     uint32_t jobs = 0, rows = 0;
-    for (uint32_t i = 0; i < a->n_block; i++) {
-        a->job[i] = jobs;
-        jobs += heads * a->block[i].n_range;
-        rows += a->block[i].n;
+    for (uint32_t first = 0, n; first < a->n_block; first += n) {
+        n = kvc__attend_same_piece(a, first);
+        a->job[first] = jobs;
+        jobs += heads * a->block[first].n_range * jobs_of_range(a, first, n);
+        for (uint32_t i = first; i < first + n; i++) {
+            rows += a->block[i].n;
+        }
     }
     a->job[a->n_block] = jobs;
     kvc__attend_bring(a);

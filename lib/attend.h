@@ -83,7 +83,7 @@ typedef struct kvc__attend {
     size_t cap_prob;
     atomic_int *failed;         /* [n_batch][n_head_kv] status of worker calls */
     kvc__attend_thread *thread; /* [n_thread] */
-    uint32_t *job;              /* first job of each piece's blocks, by its first block */
+    uint32_t *job;              /* [n_batch + 1] first job of each piece, by its first block */
 } kvc__attend;
 
 /** Floats of one row's partial result: maximum, sum, output. */

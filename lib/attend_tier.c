@@ -112,7 +112,7 @@ void kvc__attend_bring(const kvc__attend *a) {
         }
         const struct reads r = {.a = a, .b = &a->block[first], .n_block = n};
         list_pages(p->store, a->layer, &r);
-        kvc__pager_begin(p->store->pager, n * a->model->hp.n_head_kv);
+        kvc__pager_begin(p->store->pager, a->model->hp.n_head_kv);
         list_next(a, p);
     }
 }

@@ -14,12 +14,13 @@
 #include <stdatomic.h>
 #include <string.h>
 
-#define NONE UINT32_MAX
+#define NONE  UINT32_MAX
+#define ALIGN ((size_t)KVC_FILE_ALIGN) /* of all arrays: records are read to them */
 
 enum { EMPTY = 0, LOADING, READY, FAILED };
 
 /* A buffer of the ring. */
-typedef struct entry {
+struct kvc__unit {
     uint32_t state, layer, range;
     uint32_t n_pin;      /* jobs that use it now */
     uint32_t unit;       /* of the present list, or NONE */
@@ -27,9 +28,10 @@ typedef struct entry {
     int32_t status;      /* of a failed one */
     uint64_t used_at;    /* the later, the sooner overwritten */
     uint32_t *slot;      /* [width] KVC__NO_SLOT: not in it */
-    uint8_t *bytes;      /* [width][page_bytes] */
-    kvc_tier_page *page; /* [width] the request */
-} entry;
+    uint8_t *record;     /* [width][record_bytes] */
+    kvc_tier_page *page; /* [width] what was asked for; gaps are left out */
+};
+typedef kvc__unit entry;
 
 typedef struct unit {
     uint32_t range;
@@ -56,8 +58,10 @@ struct kvc__pager {
     uint64_t clock;
     uint32_t lost;
     atomic_uint_least64_t wait_ns;
-    uint8_t *stage;  /* [n_head + 1][page_bytes] */
-    uint8_t *memory; /* of the arrays above */
+    uint8_t *stage;   /* [n_head][page_bytes] */
+    uint8_t *buffer;  /* [kvc__pager_room()] */
+    uint8_t *scratch; /* [n_thread][KVC__RANGE_PAGES][page_bytes], when records are unpacked */
+    uint8_t *memory;  /* of the arrays above */
 };
 
 /* ---------------------------------------------------------------- making and freeing */
@@ -66,16 +70,21 @@ uint32_t kvc__pager_least(uint32_t n_thread) {
     return n_thread + KVC__IO_THREADS + 1;
 }
 
-/* Takes n bytes of the block, from a multiple of 64 on. base NULL: only counts. */
+/* Takes n bytes of the block, from a multiple of ALIGN on. base NULL: only counts. */
 static void *carve(uint8_t *base, size_t *used, size_t n) {
     void *p = base != NULL ? base + *used : NULL;
-    *used += (n + 63) & ~(size_t)63;
+    *used += (n + ALIGN - 1) / ALIGN * ALIGN;
     return p;
 }
 
 static void carve_list(list *l, uint8_t *base, size_t *used, size_t n_range, size_t width) {
     l->unit = carve(base, used, n_range * sizeof(unit));
     l->slot = carve(base, used, n_range * width * sizeof(uint32_t));
+}
+
+/* Bytes of one thread's unpacked pages. */
+static size_t scratch_bytes(const kvc__pager *p) {
+    return kvc__tier_packs(p->env.arena->tier) ? KVC__RANGE_PAGES * p->env.page_bytes : 0;
 }
 
 /* Lays the arrays out in a block; returns its size. */
@@ -88,15 +97,17 @@ static size_t lay_out(kvc__pager *p, uint8_t *base) {
     carve_list(&p->soon, base, &used, env->n_range, width);
     carve_list(&p->draft, base, &used, env->n_range, width);
     p->at = carve(base, &used, env->n_range * sizeof(uint32_t));
-    p->stage = carve(base, &used, (env->n_head + 1) * env->page_bytes);
+    p->stage = carve(base, &used, env->n_head * env->page_bytes);
+    p->buffer = carve(base, &used, kvc__pager_room(p));
+    p->scratch = carve(base, &used, env->n_thread * scratch_bytes(p));
+    uint32_t *slot = carve(base, &used, env->n_entry * width * sizeof *slot);
+    kvc_tier_page *page = carve(base, &used, env->n_entry * width * sizeof *page);
     for (uint32_t i = 0; i < env->n_entry; i++) {
-        uint32_t *slot = carve(base, &used, width * sizeof(uint32_t));
-        kvc_tier_page *page = carve(base, &used, width * sizeof(kvc_tier_page));
-        uint8_t *bytes = carve(base, &used, width * env->page_bytes);
+        uint8_t *record = carve(base, &used, width * env->record_bytes);
         if (base != NULL) {
-            p->entry[i].slot = slot;
-            p->entry[i].page = page;
-            p->entry[i].bytes = bytes;
+            p->entry[i].slot = slot + i * width;
+            p->entry[i].page = page + i * width;
+            p->entry[i].record = record;
         }
     }
     return used;
@@ -115,7 +126,7 @@ int32_t kvc__pager_create(const kvc__pager_env *env, kvc__pager **out, kvc__err 
         p->env = *env;
         p->width = env->n_head * KVC__RANGE_PAGES;
         const size_t bytes = lay_out(p, NULL);
-        p->memory = kvc__alloc(env->mem, bytes);
+        p->memory = kvc__realloc(env->mem, NULL, 0, bytes, ALIGN);
         if (p->memory == NULL) {
             kvc__free(env->mem, p, sizeof *p);
             p = NULL;
@@ -192,6 +203,14 @@ static entry *steal(kvc__pager *p, uint32_t before) {
     return last;
 }
 
+/* Brings the records of n pages of a layer to a buffer that has room for them. */
+static int32_t get(const kvc__pager *p, uint32_t layer, kvc_tier_page *page, uint32_t n,
+                   uint8_t *record) {
+    kvc__tier *tier = p->env.arena->tier;
+    const size_t each = kvc__tier_record_bytes(tier, layer, p->env.arena->layer[layer].page_bytes);
+    return kvc__tier_get(tier, page, n, record, n * each);
+}
+
 /* Brings a unit of l to a buffer; with the mutex held on entry and exit, not between. */
 static void load(kvc__pager *p, list *l, uint32_t u, entry *e) {
     const uint32_t *slot = l->slot + (size_t)u * p->width;
@@ -207,12 +226,11 @@ static void load(kvc__pager *p, list *l, uint32_t u, entry *e) {
     for (uint32_t i = 0; i < p->width; i++) {
         e->slot[i] = slot[i];
         if (slot[i] != KVC__NO_SLOT) {
-            e->page[n++] = kvc__arena_away(p->env.arena, e->layer, slot[i],
-                                           e->bytes + (size_t)i * p->env.page_bytes);
+            e->page[n++] = kvc__arena_away(p->env.arena, e->layer, slot[i]);
         }
     }
     pthread_mutex_unlock(&p->mutex);
-    const int32_t rc = kvc__tier_get(p->env.arena->tier, e->page, n);
+    const int32_t rc = get(p, e->layer, e->page, n, e->record);
     pthread_mutex_lock(&p->mutex);
     e->state = rc == KVC_OK ? READY : FAILED;
     e->status = rc;
@@ -388,7 +406,7 @@ static void note_lost(kvc__pager *p, const entry *e) {
     }
 }
 
-int32_t kvc__pager_pin(kvc__pager *p, uint32_t range, const uint8_t **out) {
+int32_t kvc__pager_pin(kvc__pager *p, uint32_t range, kvc__unit **out) {
     int32_t rc = KVC_OK;
     *out = NULL;
     pthread_mutex_lock(&p->mutex);
@@ -403,7 +421,7 @@ int32_t kvc__pager_pin(kvc__pager *p, uint32_t range, const uint8_t **out) {
     }
     entry *e = &p->entry[mine->entry];
     e->n_pin++;
-    *out = e->bytes;
+    *out = e;
     if (e->state == FAILED) {
         rc = e->status;
         note_lost(p, e);
@@ -433,8 +451,30 @@ void kvc__pager_unpin(kvc__pager *p, uint32_t range) {
     }
 }
 
-const uint8_t *kvc__pager_page(const kvc__pager *p, const uint8_t *u, uint32_t head, uint32_t at) {
-    return u + ((size_t)head * KVC__RANGE_PAGES + at) * p->env.page_bytes;
+/* The row of what was asked for that belongs to place i of a unit. */
+static kvc_tier_page *page_at(const entry *e, uint32_t i) {
+    uint32_t n = 0;
+    for (uint32_t k = 0; k < i; k++) {
+        n += e->slot[k] != KVC__NO_SLOT;
+    }
+    return &e->page[n];
+}
+
+const uint8_t *kvc__pager_page(kvc__pager *p, entry *e, uint32_t head, uint32_t at, uint32_t thread,
+                               int32_t *rc) {
+    kvc_tier_page *page = page_at(e, head * KVC__RANGE_PAGES + at);
+    uint8_t *scratch = p->scratch + thread * scratch_bytes(p) + at * p->env.page_bytes;
+    const uint8_t *bytes = kvc__tier_unpack(p->env.arena->tier, page, scratch, rc);
+    if (*rc == KVC_E_LOST) {
+        /* As if it had been lost on the way: the next time it is read again. */
+        pthread_mutex_lock(&p->mutex);
+        page->status = KVC_E_LOST;
+        e->state = FAILED;
+        e->status = KVC_E_LOST;
+        note_lost(p, e);
+        pthread_mutex_unlock(&p->mutex);
+    }
+    return bytes;
 }
 
 /* ---------------------------------------------------------------- the rest */
@@ -493,5 +533,19 @@ uint8_t *kvc__pager_stage(const kvc__pager *p, uint32_t head) {
 }
 
 uint8_t *kvc__pager_buffer(const kvc__pager *p) {
-    return kvc__pager_stage(p, p->env.n_head);
+    return p->buffer;
+}
+
+size_t kvc__pager_room(const kvc__pager *p) {
+    const bool packs = kvc__tier_packs(p->env.arena->tier);
+    return p->env.record_bytes + (packs ? p->env.page_bytes : 0);
+}
+
+const uint8_t *kvc__pager_bring(const kvc__pager *p, uint32_t layer, uint32_t slot, uint8_t *room,
+                                int32_t *rc) {
+    kvc_tier_page page = kvc__arena_away(p->env.arena, layer, slot);
+    *rc = get(p, layer, &page, 1, room);
+    return *rc == KVC_OK
+               ? kvc__tier_unpack(p->env.arena->tier, &page, room + p->env.record_bytes, rc)
+               : NULL;
 }

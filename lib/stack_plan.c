@@ -199,7 +199,8 @@ static int32_t merge_tier(kvc__stack *s, kvc__err *err) {
     if (st == NULL || st->n_holder > 1) {
         return KVC_OK;
     }
-    uint32_t heads = 0;
+    const uint32_t n_thread = kvc__pool_n_thread(s->pool);
+    uint32_t heads = 0, layer = 0;
     for (uint32_t i = 0; i < s->n_layer; i++) {
         heads = s->n_head_kv[i] > heads ? s->n_head_kv[i] : heads;
     }
@@ -208,15 +209,27 @@ static int32_t merge_tier(kvc__stack *s, kvc__err *err) {
                                .shape = s->shape,
                                .n_head_kv = s->n_head_kv,
                                .n_layer = s->n_layer,
-                               .n_call = kvc__pool_n_thread(s->pool) + KVC__IO_THREADS + 1,
                                .n_page = heads * KVC__RANGE_PAGES,
+                               /* Who saves a session is one more. */
+                               .n_put = n_thread,
+                               .n_get = n_thread + KVC__IO_THREADS + 1,
+                               .n_unpack = n_thread + 1,
                                .n_lane_page = kvc__stack_max_page(s)};
     int32_t rc = kvc__tier_open(&st->tier, &env);
     if (rc == KVC_E_POLICY && st->tier.layout.layer != NULL && st->said.text[0] == '\0') {
         return kvc__fail(err, rc, "policy '%s': its codec's fields leave the page, or it failed",
                          s->codec.owner != NULL ? s->codec.owner : st->policy.desc.name);
     }
-    return rc == KVC_OK ? KVC_OK : kvc__stage_create_failed(st, "open", rc, err);
+    if (rc < 0) {
+        return kvc__stage_create_failed(st, "open", rc, err);
+    }
+    rc = kvc__tier_ask_records(&st->tier, &layer);
+    return rc == KVC_OK ? rc
+                        : kvc__fail(err, rc,
+                                    "policy '%s': record_bytes answered %zu for layer %u, whose "
+                                    "pages have %zu bytes",
+                                    st->policy.desc.name, st->tier.record[layer], layer,
+                                    s->shape[layer].page_bytes);
 }
 
 static void merge_hooks(kvc__stack *s) {

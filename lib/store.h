@@ -111,11 +111,11 @@ float *kvc__store_column(const kvc__store *s, uint32_t lane, uint32_t col, uint3
  * dim_v]. [worker] */
 void kvc__store_append(kvc__store *s, uint32_t layer, uint32_t head, uint32_t n, int32_t pos0,
                        const float *k, size_t k_stride, const float *v, size_t v_stride);
-/** A sealed page that isn't freed, in memory: its own, or to [page_bytes] of the caller's. NULL
- * when it can't be brought back: *rc then says KVC_E_LOST, KVC_E_IO, KVC_E_NOMEM or KVC_E_POLICY.
- * [worker] */
+/** A sealed page that isn't freed, in memory: its own, or in a room of the caller's, of
+ * kvc__store_room() bytes, aligned to KVC_FILE_ALIGN. NULL when it can't be brought back: *rc then
+ * says KVC_E_LOST, KVC_E_IO, KVC_E_NOMEM or KVC_E_POLICY. [worker] */
 const uint8_t *kvc__store_bring(const kvc__store *s, uint32_t layer, uint32_t lane, uint32_t page,
-                                uint8_t *to, int32_t *rc);
+                                uint8_t *room, int32_t *rc);
 /** Memory for a page that is being filled, which is to be placed by kvc__store_place(): the slot's
  * own, or one per head on its way to the tier. Takes a slot; NULL when there is none. [decode] */
 uint8_t *kvc__store_fill(kvc__store *s, uint32_t layer, uint32_t head, uint32_t *slot);
@@ -192,8 +192,10 @@ void kvc__store_note_peak(kvc__store *s);
  * have grown; KVC_E_NOMEM. (store_tier.c) */
 int32_t kvc__store_tier_create(kvc__store *s, bool fork, kvc__err *err);
 void kvc__store_tier_destroy(kvc__store *s);
-/** Room for one page that is brought back; NULL without a tier. [decode] */
+/** Room for one page that is brought back, which the store has; NULL without a tier. [decode] */
 uint8_t *kvc__store_buffer(const kvc__store *s);
+/** Bytes of such a room; 0 without a tier. */
+size_t kvc__store_room(const kvc__store *s);
 /** A page in memory became one in the tier, or the other way round when it is given up. */
 void kvc__store_count_away(kvc__store *s, uint32_t layer, int sign);
 

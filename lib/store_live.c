@@ -192,11 +192,12 @@ int32_t kvc__store_read(const kvc__store *s, uint32_t layer, uint32_t head, uint
     const kvc__page_shape *sh = &s->stack->shape[layer];
     KVC_TRY(check_span(l, first, n, s));
     const size_t row_bytes = KVC_PAGE * ((size_t)sh->dim_k + sh->dim_v) * sizeof(float);
-    const size_t bytes = row_bytes + (s->pager != NULL ? sh->page_bytes : 0);
-    float *rows = kvc__alloc(s->mem, bytes);
-    if (rows == NULL) {
+    const size_t room = kvc__store_room(s), bytes = room + row_bytes;
+    uint8_t *memory = kvc__realloc(s->mem, NULL, 0, bytes, KVC_FILE_ALIGN);
+    if (memory == NULL) {
         return KVC_E_NOMEM;
     }
+    float *rows = (float *)(void *)(memory + room);
     kvc__codec_scratch scratch = {rows, rows + KVC_PAGE * (size_t)sh->dim_k, NULL};
     int32_t rc = KVC_OK;
     uint32_t page, e, have = UINT32_MAX;
@@ -205,7 +206,7 @@ int32_t kvc__store_read(const kvc__store *s, uint32_t layer, uint32_t head, uint
     walk_skip(&w, first);
     for (uint32_t i = 0; i < n && walk_next(&w, &page, &e); i++) {
         if (page != have) {
-            KVC_CHECK(read_page(s, layer, head, page, (uint8_t *)rows + row_bytes, &scratch));
+            KVC_CHECK(read_page(s, layer, head, page, memory, &scratch));
             have = page;
         }
         if (k != NULL) {
@@ -218,6 +219,6 @@ int32_t kvc__store_read(const kvc__store *s, uint32_t layer, uint32_t head, uint
         }
     }
 out:
-    kvc__free(s->mem, rows, bytes);
+    kvc__free(s->mem, memory, bytes);
     return rc;
 }

@@ -22,13 +22,17 @@ static void pager_env(const kvc__store *s, kvc__pager_env *out) {
                             .arena = s->arena,
                             .io = s->stack->io,
                             .n_entry = kvc__pager_least(kvc__pool_n_thread(s->stack->pool)),
-                            .n_range = s->cap_page / KVC__RANGE_PAGES + 1};
+                            .n_range = s->cap_page / KVC__RANGE_PAGES + 1,
+                            .n_thread = kvc__pool_n_thread(s->stack->pool)};
     for (uint32_t i = 0; i < s->n_layer; i++) {
         const size_t bytes = s->stack->shape[i].page_bytes;
         const uint32_t heads = s->stack->n_head_kv[i];
         out->n_head = heads > out->n_head ? heads : out->n_head;
         out->page_bytes = bytes > out->page_bytes ? bytes : out->page_bytes;
+        const size_t record = kvc__tier_record_bytes(s->arena->tier, i, bytes);
+        out->record_bytes = record > out->record_bytes ? record : out->record_bytes;
     }
+    out->record_bytes = (out->record_bytes + 63) & ~(size_t)63; /* pages lie behind */
 }
 
 /* The most that everything but pages and the ring takes when the session is full. */
@@ -119,17 +123,20 @@ uint8_t *kvc__store_buffer(const kvc__store *s) {
     return s->pager != NULL ? kvc__pager_buffer(s->pager) : NULL;
 }
 
+size_t kvc__store_room(const kvc__store *s) {
+    return s->pager != NULL ? kvc__pager_room(s->pager) : 0;
+}
+
 const uint8_t *kvc__store_bring(const kvc__store *s, uint32_t layer, uint32_t lane, uint32_t page,
-                                uint8_t *to, int32_t *rc) {
+                                uint8_t *room, int32_t *rc) {
     const kvc__ref *r = &s->lane[lane].page[page];
     *rc = KVC_OK;
     if (!kvc__store_is_away(s, layer, r)) {
         return kvc__arena_page(s->arena, layer, r->slot);
     }
-    kvc_tier_page p = kvc__arena_away(s->arena, layer, r->slot, to);
-    *rc = kvc__tier_get(s->arena->tier, &p, 1);
+    const uint8_t *bytes = kvc__pager_bring(s->pager, layer, r->slot, room, rc);
     if (*rc == KVC_E_LOST) {
         kvc__pager_note_lost(s->pager, page);
     }
-    return *rc == KVC_OK ? to : NULL;
+    return bytes;
 }

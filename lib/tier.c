@@ -43,12 +43,15 @@ int32_t kvc__tier_open(kvc__tier *t, const kvc__tier_env *env) {
     pthread_mutex_init(&t->outside, NULL);
     t->layout = (kvc_layout){.struct_size = sizeof t->layout,
                              .n_layer = env->n_layer,
-                             .n_call = env->n_call,
                              .n_page = env->n_page,
+                             .n_put = env->n_put,
+                             .n_get = env->n_get,
+                             .n_unpack = env->n_unpack,
                              .layer_stride = sizeof *t->layer};
     t->layer = kvc__alloc_n(t->mem, env->n_layer, sizeof *t->layer);
     t->field = kvc__alloc_n(t->mem, (size_t)env->n_layer * KVC_MAX_FIELDS, sizeof *t->field);
-    if (t->layer == NULL || t->field == NULL) {
+    t->record = kvc__alloc_n(t->mem, env->n_layer, sizeof *t->record);
+    if (t->layer == NULL || t->field == NULL || t->record == NULL) {
         return KVC_E_NOMEM;
     }
     t->layout.layer = t->layer;
@@ -58,11 +61,25 @@ int32_t kvc__tier_open(kvc__tier *t, const kvc__tier_env *env) {
     return t->api.open != NULL ? t->api.open(t->self, &t->layout) : KVC_OK;
 }
 
+int32_t kvc__tier_ask_records(kvc__tier *t, uint32_t *layer) {
+    for (uint32_t i = 0; i < t->layout.n_layer; i++) {
+        const size_t page = t->layer[i].page_bytes;
+        t->record[i] = t->api.record_bytes != NULL ? t->api.record_bytes(t->self, i) : page;
+        *layer = i;
+        if (t->record[i] == 0 || t->record[i] > UINT32_MAX ||
+            (!kvc__tier_packs(t) && t->record[i] < page)) {
+            return KVC_E_POLICY;
+        }
+    }
+    return KVC_OK;
+}
+
 void kvc__tier_close(kvc__tier *t) {
     if (t->mem != NULL) {
         pthread_mutex_destroy(&t->outside);
         kvc__free(t->mem, t->layer, t->layout.n_layer * sizeof *t->layer);
         kvc__free(t->mem, t->field, (size_t)t->layout.n_layer * KVC_MAX_FIELDS * sizeof *t->field);
+        kvc__free(t->mem, t->record, t->layout.n_layer * sizeof *t->record);
     }
 }
 
@@ -81,17 +98,33 @@ int32_t kvc__tier_put(kvc__tier *t, kvc_tier_page *page, uint32_t n) {
     return checked(rc);
 }
 
-int32_t kvc__tier_get(kvc__tier *t, kvc_tier_page *page, uint32_t n) {
+/* Whether a page that get() answers lies in the buffer that it was lent. */
+static bool is_there(const kvc__tier *t, const kvc_tier_page *p, const uint8_t *buffer,
+                     size_t size) {
+    const uintptr_t from = (uintptr_t)p->record, base = (uintptr_t)buffer;
+    if (p->record == NULL || from < base || from - base > size || p->record_bytes == 0 ||
+        p->record_bytes > size - (from - base)) {
+        return false;
+    }
+    return kvc__tier_packs(t) ||
+           (from % 64 == 0 && p->record_bytes >= t->layer[p->layer].page_bytes);
+}
+
+int32_t kvc__tier_get(kvc__tier *t, kvc_tier_page *page, uint32_t n, void *buffer, size_t size) {
     const uint64_t t0 = kvc__clock_ns();
     for (uint32_t i = 0; i < n; i++) {
         page[i].status = KVC_OK;
+        page[i].record = NULL;
     }
-    const int32_t rc = t->api.get(t->self, page, n, sizeof *page);
+    int32_t rc = t->api.get(t->self, page, n, sizeof *page, buffer, size);
     atomic_fetch_add(&t->ns, kvc__clock_ns() - t0);
     atomic_fetch_add(&t->n_get, n);
     uint32_t lost = 0;
     for (uint32_t i = 0; i < n; i++) {
         lost += page[i].status == KVC_E_LOST;
+        if (rc == KVC_OK && !is_there(t, &page[i], buffer, size)) {
+            rc = KVC_E_POLICY;
+        }
     }
     if (rc != KVC_E_LOST) {
         return checked(rc);
@@ -99,6 +132,20 @@ int32_t kvc__tier_get(kvc__tier *t, kvc_tier_page *page, uint32_t n) {
     /* A page that is lost is named; without a name none is. */
     atomic_fetch_add(&t->n_lost, lost);
     return lost > 0 ? KVC_E_LOST : KVC_E_POLICY;
+}
+
+const uint8_t *kvc__tier_unpack(kvc__tier *t, const kvc_tier_page *page, uint8_t *dst,
+                                int32_t *rc) {
+    *rc = KVC_OK;
+    if (!kvc__tier_packs(t)) {
+        return page->record;
+    }
+    const uint64_t t0 = kvc__clock_ns();
+    *rc = t->api.unpack(t->self, page, dst);
+    atomic_fetch_add(&t->ns, kvc__clock_ns() - t0);
+    atomic_fetch_add(&t->n_lost, *rc == KVC_E_LOST);
+    *rc = *rc == KVC_E_LOST ? *rc : checked(*rc);
+    return *rc == KVC_OK ? dst : NULL;
 }
 
 void kvc__tier_drop(kvc__tier *t, const kvc_tier_page *page, uint32_t n) {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * offload: sealed pages live on disk, in a scratch file of the host (KVC_HOST_FILE), compressed
- * without loss (offload_page.c). A record has a checksum (XXH3), so what the disk lost or mixed up
- * is found and computed again, never used. Pages whose records lie side by side are read at once.
- */
+ * without loss (offload_page.c). Pages whose records lie side by side are read at once. A record
+ * has a checksum (XXH3), so what the disk lost or mixed up is found when it is unpacked, and
+ * computed again, never used. */
 #include "offload_page.h"
 
 #include <stdatomic.h>
@@ -40,19 +40,20 @@ static const kvc_param params[N_PARAM] = {
                   .choice = filters,
                   .def = {.i = FILTER_PLANES}}};
 
-enum {
-    READ_BYTES = 192 * 1024, /* read at once, or one page */
-    READ_OVER = 4 * 1024     /* bytes between two records that are read rather than skipped */
-};
+enum { READ_OVER = 4 * 1024 /* bytes between two records that are read rather than skipped */ };
 
-/* What one call works with. */
+/* What one call of put() or unpack() works with; there are none at level 0. */
 typedef struct context {
     atomic_bool busy;
-    offload_coder coder; /* zeroed at level 0 */
-    size_t counted;      /* bytes of the coder that the host knows of */
-    uint8_t *record;     /* [record_bytes] */
-    uint32_t *order;     /* [n_page] */
+    offload_coder coder;
+    size_t counted;  /* bytes of the coder that the host knows of */
+    uint8_t *record; /* [page_bytes + OFFLOAD_SLACK], of put() */
 } context;
+
+typedef struct contexts {
+    uint32_t n;
+    context *context; /* [n] */
+} contexts;
 
 typedef struct offload {
     const kvc_host *host;
@@ -60,21 +61,19 @@ typedef struct offload {
     kvc_file *file;
     int level;
     bool sort;
-    uint32_t n_layer, n_context, n_page;
+    uint32_t n_layer;
     size_t page_bytes;    /* most of a layer's */
-    size_t record_bytes;  /* of a context's buffer */
     offload_shape *shape; /* [n_layer] */
-    context *context;     /* [n_context] */
+    contexts packing, unpacking;
     atomic_uint_least64_t stored;
 } offload;
 
-/* What records are read into is aligned as they are on disk. */
 static void *take(const offload *o, size_t bytes) {
-    return o->host->realloc(o->host->ctx, NULL, 0, bytes, KVC_FILE_ALIGN);
+    return o->host->realloc(o->host->ctx, NULL, 0, bytes, 64);
 }
 
 static void give(const offload *o, void *p, size_t bytes) {
-    (void)o->host->realloc(o->host->ctx, p, bytes, 0, KVC_FILE_ALIGN);
+    (void)o->host->realloc(o->host->ctx, p, bytes, 0, 64);
 }
 
 static uint64_t aligned(uint64_t n) {
@@ -115,10 +114,10 @@ static place place_of(const kvc_tier_page *page) {
 /* ---------------------------------------------------------------- the tier */
 
 /* A context that nobody uses: there are as many as calls at once. */
-static context *enter(offload *o) {
-    for (uint32_t i = 0;; i = (i + 1) % o->n_context) {
-        if (!atomic_exchange_explicit(&o->context[i].busy, true, memory_order_acquire)) {
-            return &o->context[i];
+static context *enter(const contexts *all) {
+    for (uint32_t i = 0;; i = (i + 1) % all->n) {
+        if (!atomic_exchange_explicit(&all->context[i].busy, true, memory_order_acquire)) {
+            return &all->context[i];
         }
     }
 }
@@ -136,9 +135,10 @@ static void drop(void *self, const kvc_tier_page *page, uint32_t n, uint32_t str
     }
 }
 
+/* c: NULL at level 0. */
 static int32_t put_page(offload *o, context *c, kvc_tier_page *page) {
     const offload_shape *s = &o->shape[page->layer];
-    const uint32_t n = o->level > 0 ? offload_pack(&c->coder, s, page->bytes, c->record) : 0;
+    const uint32_t n = c != NULL ? offload_pack(&c->coder, s, page->bytes, c->record) : 0;
     const uint8_t *record = n > 0 ? c->record : page->bytes;
     place p = {.bytes = n > 0 ? n : s->page_bytes, .packed = n > 0};
     const int32_t rc = o->io->put(o->host->ctx, o->file, page->layer, record, p.bytes, &p.at);
@@ -157,7 +157,7 @@ static int32_t put_page(offload *o, context *c, kvc_tier_page *page) {
 
 static int32_t put(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride) {
     offload *o = self;
-    context *c = enter(o);
+    context *c = o->level > 0 ? enter(&o->packing) : NULL;
     int32_t rc = KVC_OK;
     for (uint32_t i = 0; i < n && rc == KVC_OK; i++) {
         rc = put_page(o, c, kvc_tier_page_at(page, stride, i));
@@ -165,37 +165,27 @@ static int32_t put(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride)
             drop(o, page, i, stride);
         }
     }
-    if (o->level > 0) {
+    if (c != NULL) {
         count(o, c);
+        leave(c);
     }
-    leave(c);
     return rc;
 }
 
-/* Fills a page from its record. */
-static bool get_page(offload *o, context *c, kvc_tier_page *page, const uint8_t *record) {
-    const offload_shape *s = &o->shape[page->layer];
-    const place p = place_of(page);
-    if (XXH3_64bits(record, p.bytes) != page->key[1]) {
-        return false;
-    }
-    if (p.packed) {
-        return o->level > 0 && offload_unpack(&c->coder, s, record, p.bytes, page->bytes);
-    }
-    memcpy(page->bytes, record, p.bytes);
-    return true;
-}
-
-/* What get() works on: the pages of a call, in c->order by their place. */
+/* What get() works on: the pages of a call, and the buffer that it fills. */
 typedef struct reading {
     offload *o;
-    context *c;
     kvc_tier_page *page;
-    uint32_t stride, n_lost;
+    uint32_t stride, n;
+    uint8_t *buffer; /* from where on it is free, a multiple of KVC_FILE_ALIGN */
+    size_t room;     /* bytes from there on: enough for the n_left records */
+    uint32_t n_left; /* good pages that aren't read */
+    uint32_t n_lost;
 } reading;
 
-static kvc_tier_page *nth(const reading *r, uint32_t i) {
-    return kvc_tier_page_at(r->page, r->stride, r->c->order[i]);
+static void lose(reading *r, kvc_tier_page *page) {
+    page->status = KVC_E_LOST;
+    r->n_lost++;
 }
 
 /* Whether a key can be one of ours. */
@@ -208,83 +198,129 @@ static bool plausible(const offload *o, const kvc_tier_page *page) {
     return p.packed ? p.bytes < bytes : p.bytes == bytes;
 }
 
-/* Reads pages [i, j) at once; if that fails one by one, so that as few as possible are lost. */
-static void read_run(reading *r, uint32_t i, uint32_t j, uint64_t end) {
-    const uint64_t from = place_of(nth(r, i)).at;
-    uint8_t *record = r->c->record;
-    if (r->o->io->get(r->o->host->ctx, r->o->file, from, record, (size_t)(end - from)) == KVC_OK) {
-        for (; i < j; i++) {
-            kvc_tier_page *page = nth(r, i);
-            if (!get_page(r->o, r->c, page, record + (place_of(page).at - from))) {
-                page->status = KVC_E_LOST;
-                r->n_lost++;
-            }
+/* The good page with the lowest key above that one, or from the first on; NULL when there is none.
+ * Keys are in the order of places. */
+static kvc_tier_page *next_page(const reading *r, const kvc_tier_page *after) {
+    kvc_tier_page *best = NULL;
+    for (uint32_t i = 0; i < r->n; i++) {
+        kvc_tier_page *page = kvc_tier_page_at(r->page, r->stride, i);
+        if (page->status == KVC_OK && (after == NULL || page->key[0] > after->key[0]) &&
+            (best == NULL || page->key[0] < best->key[0])) {
+            best = page;
         }
-    } else if (j - i > 1) {
-        for (; i < j; i++) {
-            const place p = place_of(nth(r, i));
-            read_run(r, i, i + 1, aligned(p.at + p.bytes));
-        }
-    } else {
-        nth(r, i)->status = KVC_E_LOST;
-        r->n_lost++;
     }
+    return best;
 }
 
-/* Sorts pages [first, first + n) by place into c->order; returns how many there are to read. */
-static uint32_t sort_pages(reading *r, uint32_t first, uint32_t n) {
-    uint32_t *order = r->c->order, n_good = 0;
-    for (uint32_t i = first; i < first + n; i++) {
+static bool read_bytes(const reading *r, uint64_t from, uint64_t end, uint8_t *to) {
+    return r->o->io->get(r->o->host->ctx, r->o->file, from, to, (size_t)(end - from)) == KVC_OK;
+}
+
+/* Reads the pages from first to last, whose records end at `end`, at once; if that fails one by
+ * one, so that as few as possible are lost. */
+static void read_run(reading *r, const kvc_tier_page *first, const kvc_tier_page *last,
+                     uint64_t end) {
+    const uint64_t from = place_of(first).at, low = first->key[0], high = last->key[0];
+    const bool whole = read_bytes(r, from, end, r->buffer);
+    for (uint32_t i = 0; i < r->n; i++) {
         kvc_tier_page *page = kvc_tier_page_at(r->page, r->stride, i);
-        if (!plausible(r->o, page)) {
-            page->status = KVC_E_LOST;
-            r->n_lost++;
+        const place p = place_of(page);
+        if (page->status != KVC_OK || page->key[0] < low || page->key[0] > high) {
             continue;
         }
-        uint32_t k = n_good++;
-        for (; k > 0 && nth(r, k - 1)->key[0] > page->key[0]; k--) {
-            order[k] = order[k - 1];
+        uint8_t *record = r->buffer + (p.at - from);
+        if (whole || (low != high && read_bytes(r, p.at, aligned(p.at + p.bytes), record))) {
+            page->record = record;
+            page->record_bytes = p.bytes;
+        } else {
+            lose(r, page);
         }
-        order[k] = i;
-    }
-    return n_good;
-}
-
-/* Reads pages [first, first + n), n <= n_page: records that lie near each other at once. */
-static void read_pages(reading *r, uint32_t first, uint32_t n) {
-    n = sort_pages(r, first, n);
-    for (uint32_t i = 0; i < n;) {
-        const place p = place_of(nth(r, i));
-        uint64_t end = aligned(p.at + p.bytes);
-        uint32_t j = i + 1;
-        for (; j < n; j++) {
-            const place q = place_of(nth(r, j));
-            const uint64_t last = aligned(q.at + q.bytes), q_end = last > end ? last : end;
-            if (q.at > end + READ_OVER || q_end - p.at > r->o->record_bytes) {
-                break;
-            }
-            end = q_end;
-        }
-        read_run(r, i, j, end);
-        i = j;
     }
 }
 
-static int32_t get(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride) {
-    offload *o = self;
-    reading r = {.o = o, .c = enter(o), .page = page, .stride = stride};
-    for (uint32_t i = 0; i < n; i += o->n_page) {
-        read_pages(&r, i, n - i < o->n_page ? n - i : o->n_page);
+/* Reads from that page on as many as lie near each other, and leaves room for the others. Returns
+ * the last one. */
+static kvc_tier_page *read_near(reading *r, kvc_tier_page *first) {
+    kvc_tier_page *last = first;
+    const place p = place_of(first);
+    uint64_t end = aligned(p.at + p.bytes);
+    r->n_left--;
+    for (kvc_tier_page *next; (next = next_page(r, last)) != NULL; last = next) {
+        const place q = place_of(next);
+        const uint64_t q_end = aligned(q.at + q.bytes), most = q_end > end ? q_end : end;
+        const size_t others =
+            (r->n_left - 1) * (size_t)aligned(r->o->shape[next->layer].page_bytes);
+        if (q.at > end + READ_OVER || most - p.at + others > r->room) {
+            break;
+        }
+        end = most;
+        r->n_left--;
     }
-    leave(r.c);
+    read_run(r, first, last, end);
+    r->buffer += end - p.at;
+    r->room -= (size_t)(end - p.at);
+    return last;
+}
+
+static int32_t get(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride, void *buffer,
+                   size_t size) {
+    reading r = {.o = self, .page = page, .stride = stride, .n = n, .buffer = buffer, .room = size};
+    for (uint32_t i = 0; i < n; i++) {
+        kvc_tier_page *p = kvc_tier_page_at(page, stride, i);
+        if (plausible(r.o, p)) {
+            r.n_left++;
+        } else {
+            lose(&r, p);
+        }
+    }
+    for (kvc_tier_page *p = NULL; (p = next_page(&r, p)) != NULL;) {
+        p = read_near(&r, p);
+    }
     if (r.n_lost == 0) {
         return KVC_OK;
     }
     char text[128];
     snprintf(text, sizeof text,
-             "%u of %u pages of layer %u can't be read or are damaged on disk; they are computed "
-             "again",
+             "%u of %u pages of layer %u can't be read from the disk; they are computed again",
              (unsigned)r.n_lost, (unsigned)n, (unsigned)page->layer);
+    r.o->host->log(r.o->host->ctx, KVC_LOG_WARN, text);
+    return r.o->host->fail(r.o->host->ctx, KVC_E_LOST, text);
+}
+
+static size_t record_bytes(void *self, uint32_t layer) {
+    const offload *o = self;
+    return (size_t)aligned(o->shape[layer].page_bytes);
+}
+
+/* Whether dst could be filled. */
+static bool unpack_record(offload *o, const kvc_tier_page *page, void *dst) {
+    const place p = place_of(page);
+    if (!plausible(o, page) || page->record_bytes != p.bytes ||
+        XXH3_64bits(page->record, p.bytes) != page->key[1]) {
+        return false;
+    }
+    if (!p.packed) {
+        memcpy(dst, page->record, p.bytes);
+        return true;
+    }
+    if (o->level == 0) {
+        return false;
+    }
+    context *c = enter(&o->unpacking);
+    const bool good = offload_unpack(&c->coder, &o->shape[page->layer], page->record, p.bytes, dst);
+    leave(c);
+    return good;
+}
+
+static int32_t unpack(void *self, const kvc_tier_page *page, void *dst) {
+    offload *o = self;
+    if (unpack_record(o, page, dst)) {
+        return KVC_OK;
+    }
+    char text[128];
+    snprintf(text, sizeof text,
+             "a page of layer %u, head %u is damaged on disk; it is computed again",
+             (unsigned)page->layer, (unsigned)page->head);
     o->host->log(o->host->ctx, KVC_LOG_WARN, text);
     return o->host->fail(o->host->ctx, KVC_E_LOST, text);
 }
@@ -322,62 +358,73 @@ static int32_t open_shapes(offload *o, const kvc_layout *layout) {
     return KVC_OK;
 }
 
-static int32_t open_context(offload *o, context *c) {
-    c->record = take(o, o->record_bytes);
-    c->order = take(o, o->n_page * sizeof *c->order);
-    if (c->record == NULL || c->order == NULL) {
-        return KVC_E_NOMEM;
-    }
-    if (o->level == 0) {
-        return KVC_OK;
-    }
-    c->coder.planes = take(o, o->page_bytes);
-    c->coder.staging = take(o, o->page_bytes);
-    if (c->coder.planes == NULL || c->coder.staging == NULL) {
-        return KVC_E_NOMEM;
-    }
-    const int32_t rc = offload_coder_open(&c->coder, o->level, o->page_bytes);
-    count(o, c);
+/* What zstd gave for an answer, with a sentence where it needs one. */
+static int32_t said(const offload *o, int32_t rc) {
     return rc != KVC_E_UNSUPPORTED
                ? rc
                : o->host->fail(o->host->ctx, rc, "this zstd refuses a setting; use a newer one");
 }
 
-static void close_context(offload *o, context *c) {
-    offload_coder_close(&c->coder);
-    count(o, c);
-    give(o, c->record, o->record_bytes);
-    give(o, c->order, o->n_page * sizeof *c->order);
-    give(o, c->coder.planes, o->page_bytes);
-    give(o, c->coder.staging, o->page_bytes);
-}
-
-static int32_t open(void *self, const kvc_layout *layout) {
-    offload *o = self;
-    const int32_t rc = open_shapes(o, layout);
-    if (rc < 0) {
-        return rc;
-    }
-    const size_t one = aligned(o->page_bytes + OFFLOAD_SLACK);
-    o->n_page = layout->n_page > 0 ? layout->n_page : 1;
-    o->record_bytes = o->n_page * one < READ_BYTES ? o->n_page * one : READ_BYTES;
-    o->record_bytes = one > o->record_bytes ? one : o->record_bytes;
-    o->n_context = layout->n_call > 0 ? layout->n_call : 1;
-    o->context = take(o, o->n_context * sizeof *o->context);
-    if (o->context == NULL) {
+static int32_t open_context(const offload *o, context *c, bool packs) {
+    c->coder.planes = take(o, o->page_bytes);
+    c->coder.staging = take(o, o->page_bytes);
+    c->record = packs ? take(o, o->page_bytes + OFFLOAD_SLACK) : NULL;
+    if (c->coder.planes == NULL || c->coder.staging == NULL || (packs && c->record == NULL)) {
         return KVC_E_NOMEM;
     }
-    for (uint32_t i = 0; i < o->n_context; i++) {
-        const int32_t failed = open_context(o, &o->context[i]);
-        if (failed < 0) {
-            return failed;
+    const int32_t rc = packs ? offload_coder_pack(&c->coder, o->level, o->page_bytes)
+                             : offload_coder_unpack(&c->coder);
+    count(o, c);
+    return said(o, rc);
+}
+
+/* Makes n contexts; what was made of them when it fails stays for destroy(). */
+static int32_t open_contexts(const offload *o, contexts *all, uint32_t n, bool packs) {
+    all->context = take(o, n * sizeof *all->context);
+    if (all->context == NULL) {
+        return n == 0 ? KVC_OK : KVC_E_NOMEM;
+    }
+    all->n = n;
+    for (uint32_t i = 0; i < n; i++) {
+        const int32_t rc = open_context(o, &all->context[i], packs);
+        if (rc < 0) {
+            return rc;
         }
     }
     return KVC_OK;
 }
 
-static const kvc_tier tier = {
-    .struct_size = sizeof tier, .open = open, .put = put, .get = get, .drop = drop};
+static void close_contexts(const offload *o, contexts *all) {
+    for (uint32_t i = 0; i < all->n; i++) {
+        context *c = &all->context[i];
+        offload_coder_close(&c->coder);
+        count(o, c);
+        give(o, c->record, o->page_bytes + OFFLOAD_SLACK);
+        give(o, c->coder.planes, o->page_bytes);
+        give(o, c->coder.staging, o->page_bytes);
+    }
+    give(o, all->context, all->n * sizeof *all->context);
+}
+
+static int32_t open(void *self, const kvc_layout *layout) {
+    offload *o = self;
+    int32_t rc = open_shapes(o, layout);
+    if (rc == KVC_OK && o->level > 0) {
+        rc = open_contexts(o, &o->packing, layout->n_put, true);
+    }
+    if (rc == KVC_OK && o->level > 0) {
+        rc = open_contexts(o, &o->unpacking, layout->n_unpack, false);
+    }
+    return rc;
+}
+
+static const kvc_tier tier = {.struct_size = sizeof tier,
+                              .open = open,
+                              .put = put,
+                              .get = get,
+                              .drop = drop,
+                              .record_bytes = record_bytes,
+                              .unpack = unpack};
 
 static int32_t create(const kvc_host *host, const kvc_shape *model, const kvc_value *value,
                       kvc_plan *plan, void **self) {
@@ -404,10 +451,8 @@ static int32_t create(const kvc_host *host, const kvc_shape *model, const kvc_va
 
 static void destroy(void *self) {
     offload *o = self;
-    for (uint32_t i = 0; o->context != NULL && i < o->n_context; i++) {
-        close_context(o, &o->context[i]);
-    }
-    give(o, o->context, o->n_context * sizeof *o->context);
+    close_contexts(o, &o->packing);
+    close_contexts(o, &o->unpacking);
     give(o, o->shape, o->n_layer * sizeof *o->shape);
     o->io->close(o->host->ctx, o->file);
     give(o, o, sizeof *o);

@@ -441,15 +441,14 @@ bool offload_unpack(offload_coder *c, const offload_shape *s, const uint8_t *rec
 
 /* ---------------------------------------------------------------- zstd */
 
-int32_t offload_coder_open(offload_coder *c, int level, size_t page_bytes) {
+int32_t offload_coder_pack(offload_coder *c, int level, size_t page_bytes) {
     const int set[][2] = {{ZSTD_c_compressionLevel, level},
                           {ZSTD_c_windowLog, WINDOW_LOG},
                           {ZSTD_c_hashLog, TABLE_LOG},
                           {ZSTD_c_chainLog, TABLE_LOG},
                           {ZSTD_c_contentSizeFlag, 0}};
     c->cctx = ZSTD_createCCtx();
-    c->dctx = ZSTD_createDCtx();
-    if (c->cctx == NULL || c->dctx == NULL) {
+    if (c->cctx == NULL) {
         return KVC_E_NOMEM;
     }
     for (size_t i = 0; i < sizeof set / sizeof *set; i++) {
@@ -461,6 +460,11 @@ int32_t offload_coder_open(offload_coder *c, int level, size_t page_bytes) {
     uint8_t out[1024];
     const size_t n = ZSTD_compress2(c->cctx, out, sizeof out, c->planes, page_bytes);
     return ZSTD_getErrorCode(n) == ZSTD_error_memory_allocation ? KVC_E_NOMEM : KVC_OK;
+}
+
+int32_t offload_coder_unpack(offload_coder *c) {
+    c->dctx = ZSTD_createDCtx();
+    return c->dctx != NULL ? KVC_OK : KVC_E_NOMEM;
 }
 
 void offload_coder_close(offload_coder *c) {

@@ -50,8 +50,8 @@ typedef struct offload_shape {
 
 /** What one call works with; page_bytes: the most of a layer's. */
 typedef struct offload_coder {
-    ZSTD_CCtx *cctx;
-    ZSTD_DCtx *dctx;
+    ZSTD_CCtx *cctx;  /* to pack, or NULL */
+    ZSTD_DCtx *dctx;  /* to unpack, or NULL */
     uint8_t *planes;  /* [page_bytes]: the streams of a page */
     uint8_t *staging; /* [page_bytes]: a piece without its gaps, or differences */
 } offload_coder;
@@ -60,9 +60,11 @@ typedef struct offload_coder {
  * all. map: [page_bytes], zero. */
 void offload_shape_make(offload_shape *s, const kvc_page_layout *layout, bool sort, uint8_t *map);
 
-/** Opens c's compressor and decompressor, with all the memory that they will need for pages of
- * page_bytes; planes is set. KVC_E_NOMEM, KVC_E_UNSUPPORTED (zstd refuses a setting). */
-int32_t offload_coder_open(offload_coder *c, int level, size_t page_bytes);
+/** Opens c's compressor, with all the memory that it will need for pages of page_bytes; planes is
+ * set. KVC_E_NOMEM, KVC_E_UNSUPPORTED (zstd refuses a setting). */
+int32_t offload_coder_pack(offload_coder *c, int level, size_t page_bytes);
+/** Opens its decompressor. KVC_E_NOMEM. */
+int32_t offload_coder_unpack(offload_coder *c);
 /** Closes them; a zeroed coder is legal. */
 void offload_coder_close(offload_coder *c);
 /** Bytes that they take. */

@@ -87,7 +87,8 @@ static int32_t open_tier(void *self, const kvc_layout *layout) {
     offload_shape_make(&b.shape[1], l, false, map);
     offload_shape_make(&b.shape[0], l, true, map);
     free(map);
-    return offload_coder_open(&b.coder, b.level, l->page_bytes);
+    const int32_t rc = offload_coder_pack(&b.coder, b.level, l->page_bytes);
+    return rc == KVC_OK ? offload_coder_unpack(&b.coder) : rc;
 }
 
 /* Keeps each page in memory, for those that are attended to. Layers of one shape are measured. */
@@ -115,12 +116,15 @@ static int32_t put(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride)
     return KVC_OK;
 }
 
-static int32_t get(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride) {
-    (void)self;
+static int32_t get(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride, void *buffer,
+                   size_t size) {
+    (void)self, (void)size;
+    uint8_t *to = buffer;
     for (uint32_t i = 0; i < n; i++) {
         kvc_tier_page *p = kvc_tier_page_at(page, stride, i);
-        memcpy(p->bytes, (const void *)(uintptr_t)p->key[0],
-               kvc_layout_layer(b.layout, p->layer)->page_bytes);
+        p->record_bytes = kvc_layout_layer(b.layout, p->layer)->page_bytes;
+        p->record = memcpy(to, (const void *)(uintptr_t)p->key[0], p->record_bytes);
+        to += p->record_bytes;
     }
     return KVC_OK;
 }

@@ -34,8 +34,8 @@ static const char *const specs[] = {
     "t_pages:pages=2+quant8",
     "t_tier",
     "quant8+t_tier",
-    "window:size=100:sinks=4:positions=cache+quant8+t_tier",
-    "t_mass:budget=100+quant8+t_tier",
+    "window:size=100:sinks=4:positions=cache+quant8+t_tier:unpack=on",
+    "t_mass:budget=100+quant8+t_tier:unpack=on",
     "t_pages:pages=2+t_tier",
 };
 #define N_MODEL (sizeof models / sizeof *models)
@@ -225,6 +225,7 @@ START_TEST(policies_that_mean_the_same) {
         {"t_tier", "full"},
         {"full:type=f32+t_tier", "full:type=f32"},
         {"quant8+t_tier", "quant8"},
+        {"quant8+t_tier:unpack=on", "quant8"},
         {"window:size=100:sinks=4+quant8+t_tier", "window:size=100:sinks=4+quant8"},
         {"t_mass:budget=100+t_tier", "t_mass:budget=100"},
         {"t_pages:pages=2+quant8+t_tier", "t_pages:pages=2+quant8"},

@@ -41,6 +41,7 @@ typedef struct world {
     kvc__pool *pool;
     kvc__io *io;
     size_t layer_bytes[N_LAYER];
+    kvc_page_layout layout[N_LAYER];
     uint64_t n_kept; /* pages in the tier */
     kvc__store store;
     kvc__page_shape shape[N_LAYER];
@@ -104,12 +105,18 @@ static int32_t tier_put(void *self, kvc_tier_page *page, uint32_t n, uint32_t st
     return KVC_OK;
 }
 
-static int32_t tier_get(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride) {
+static int32_t tier_get(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride, void *buffer,
+                        size_t size) {
     const world *w = self;
+    uint8_t *to = buffer;
+    ck_assert_uint_eq((uintptr_t)buffer % KVC_FILE_ALIGN, 0);
+    ck_assert_uint_eq(size, n * w->layer_bytes[page->layer]);
     for (uint32_t i = 0; i < n; i++) {
         kvc_tier_page *p = kvc_tier_page_at(page, stride, i);
         ck_assert_uint_eq(p->key[1], p->layer * 100 + p->head);
-        memcpy(p->bytes, (const void *)(uintptr_t)p->key[0], w->layer_bytes[p->layer]);
+        p->record_bytes = w->layer_bytes[p->layer];
+        p->record = memcpy(to, (const void *)(uintptr_t)p->key[0], p->record_bytes);
+        to += p->record_bytes;
     }
     return KVC_OK;
 }
@@ -126,10 +133,12 @@ static void world_tier(world *w) {
     w->tier.tier.api = (kvc_tier){
         .struct_size = sizeof(kvc_tier), .put = tier_put, .get = tier_get, .drop = tier_drop};
     w->tier.tier.self = w;
+    w->tier.tier.layer = w->layout;
     w->tier.plan.hot_bytes = KVC_HOT_LEAST;
     w->stack.tier = &w->tier;
     for (uint32_t i = 0; i < N_LAYER; i++) {
         w->layer_bytes[i] = w->shape[i].page_bytes;
+        w->layout[i].page_bytes = w->layer_bytes[i];
     }
     ck_assert_int_eq(kvc__pool_create(&w->mem, 1, &w->pool, &w->err), KVC_OK);
     ck_assert_int_eq(kvc__io_create(&w->mem, &w->io, &w->err), KVC_OK);

@@ -12,6 +12,11 @@
 #define ROWS   (N - WANTED)
 #define N_CTX  1024
 
+enum { N_TIER = 2 };
+
+/* Pages that come back as they are, and records that are unpacked. */
+static const char *const tiers[N_TIER] = {"t_tier", "t_tier:unpack=on"};
+
 static kvc_model *model;
 static uint32_t n_vocab;
 static int32_t token[N];
@@ -97,12 +102,13 @@ static uint64_t least_of(const char *stages, const char *tier) {
 
 START_TEST(the_limit_is_kept) {
     static const char *const stages[] = {"", "quant8+", "t_mass:budget=100+"};
-    const uint64_t least = least_of(stages[_i], "t_tier");
-    feed_base(_i == 0 ? "" : _i == 1 ? "quant8" : "t_mass:budget=100");
+    const char *stage = stages[_i % 3], *tier = tiers[_i / 3];
+    const uint64_t least = least_of(stage, tier);
+    feed_base(_i % 3 == 0 ? "" : _i % 3 == 1 ? "quant8" : "t_mass:budget=100");
     uint64_t before = UINT64_MAX;
     for (uint64_t more = 0; more <= 1000000; more += 200000) {
         char spec[128];
-        snprintf(spec, sizeof spec, "%st_tier:hot=%llu", stages[_i],
+        snprintf(spec, sizeof spec, "%s%s:hot=%llu", stage, tier,
                  (unsigned long long)(least + more));
         kvc_session *s = util_session(model, spec, "f32", N_CTX);
         util_feed(s, token, N, WANTED, N, n_vocab, got);
@@ -119,7 +125,7 @@ START_TEST(the_limit_is_kept) {
     kvc_session *s = NULL;
     char spec[128];
     ck_assert_int_eq(kvc_params_set_i64(p, "n_ctx", N_CTX), KVC_OK);
-    snprintf(spec, sizeof spec, "%st_tier:hot=%llu", stages[_i], (unsigned long long)least - 1);
+    snprintf(spec, sizeof spec, "%s%s:hot=%llu", stage, tier, (unsigned long long)least - 1);
     ck_assert_int_eq(kvc_session_open(model, spec, p, &s), KVC_E_PARAM);
     kvc_params_destroy(p);
 }
@@ -155,8 +161,10 @@ static uint32_t step_from(uint32_t nth) {
     return getenv("KVC_TEST_EVERY") != NULL ? nth : nth < 12 ? 1 : 1 + nth / 4;
 }
 
-static const char *const failing[] = {"", "quant8+", "window:size=100:sinks=4+",
-                                      "t_mass:budget=100+quant8+"};
+enum { N_FAILING = 4 };
+
+static const char *const failing[N_FAILING] = {"", "quant8+", "window:size=100:sinks=4+",
+                                               "t_mass:budget=100+quant8+"};
 
 /* Feeds token by token behind a prompt until a call fails; answers its status, KVC_OK when none
  * does. *at: tokens that the session had then. */
@@ -182,15 +190,16 @@ static int32_t feed_until(kvc_session *s, uint32_t *at, uint32_t *row) {
 /* Each call of the tier fails once; the step is undone, the session goes on, the logits are those
  * of a tier that never fails. */
 START_TEST(a_failing_call_is_undone) {
-    const char *stages = failing[_i / 2], *what = _i % 2 == 0 ? "fail_put" : "fail_get";
+    const char *stages = failing[_i / 2 % N_FAILING], *tier = tiers[_i / 2 / N_FAILING];
+    const char *what = _i % 2 == 0 ? "fail_put" : "fail_get";
     char spec[128];
-    snprintf(spec, sizeof spec, "%st_tier", stages);
+    snprintf(spec, sizeof spec, "%s%s", stages, tier);
     feed_base(spec);
     uint32_t n = 0;
     /* What was read ahead in vain may fail without harm, so not every call counts. */
     for (uint32_t nth = 1; nth < 200; nth += step_from(nth)) {
         uint32_t at, row = 0;
-        snprintf(spec, sizeof spec, "%st_tier:%s=%u", stages, what, nth);
+        snprintf(spec, sizeof spec, "%s%s:%s=%u", stages, tier, what, nth);
         kvc_session *s = util_session(model, spec, "f32", N_CTX);
         int32_t rc = feed_until(s, &at, &row);
         if (rc != KVC_OK) {
@@ -213,12 +222,13 @@ END_TEST
 
 START_TEST(lost_pages_are_computed_again) {
     char spec[128];
-    snprintf(spec, sizeof spec, "%st_tier", failing[_i]);
+    const char *stages = failing[_i % N_FAILING], *tier = tiers[_i / N_FAILING];
+    snprintf(spec, sizeof spec, "%s%s", stages, tier);
     feed_base(spec);
     uint32_t n = 0;
     for (uint32_t nth = 1; nth < 200; nth += step_from(nth)) {
         uint32_t at, row = 0;
-        snprintf(spec, sizeof spec, "%st_tier:lose=%u", failing[_i], nth);
+        snprintf(spec, sizeof spec, "%s%s:lose=%u", stages, tier, nth);
         kvc_session *s = util_session(model, spec, "f32", N_CTX);
         const int32_t rc = feed_until(s, &at, &row);
         ck_assert_msg(rc == KVC_OK, "%s: %s", spec, kvc_session_error(s));
@@ -238,9 +248,10 @@ END_TEST
 START_TEST(lost_for_good) {
     char spec[128];
     uint32_t at, row = 0, fails = 0;
-    snprintf(spec, sizeof spec, "%st_tier", failing[_i]);
+    const char *stages = failing[_i % N_FAILING], *tier = tiers[_i / N_FAILING];
+    snprintf(spec, sizeof spec, "%s%s", stages, tier);
     feed_base(spec);
-    snprintf(spec, sizeof spec, "%st_tier:lose=5:lose_n=40", failing[_i]);
+    snprintf(spec, sizeof spec, "%s%s:lose=5:lose_n=40", stages, tier);
     kvc_session *s = util_session(model, spec, "f32", N_CTX);
     for (int32_t rc; (rc = feed_until(s, &at, &row)) != KVC_OK; fails++) {
         ck_assert_int_eq(rc, KVC_E_LOST);
@@ -277,8 +288,8 @@ START_TEST(a_broken_tier_kills) {
     static const int code[] = {KVC_E_ARG, KVC_E_POLICY, 7, -99};
     char spec[128];
     uint32_t at, row = 0;
-    snprintf(spec, sizeof spec, "t_tier:%s=3:code=%d", _i % 2 == 0 ? "fail_put" : "fail_get",
-             code[_i / 2]);
+    snprintf(spec, sizeof spec, "%s:%s=3:code=%d", tiers[_i / 8],
+             _i % 2 == 0 ? "fail_put" : "fail_get", code[_i % 8 / 2]);
     kvc_session *s = util_session(model, spec, "f32", N_CTX),
                 *other = util_session(model, "t_tier", "f32", N_CTX);
     ck_assert_int_eq(feed_until(s, &at, &row), KVC_E_POLICY);
@@ -352,7 +363,8 @@ START_TEST(forks_are_saved_side_by_side) {
     enum { N_FORK = 8 };
     struct saver v[N_FORK];
     pthread_t thread[N_FORK];
-    kvc_session *s = util_session(model, "quant8+t_tier:slow=100", "f32", N_CTX), *l = NULL;
+    kvc_session *s = util_session(model, "quant8+t_tier:unpack=on:slow=100", "f32", N_CTX),
+                *l = NULL;
     kvc_params *p = util_params();
     feed_base("quant8");
     util_feed(s, token, 900, 900, 900, n_vocab, got);
@@ -407,13 +419,13 @@ int main(void) {
     tcase_set_timeout(tc, 300);
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_test(tc, pages_leave_memory);
-    tcase_add_loop_test(tc, the_limit_is_kept, 0, 3);
+    tcase_add_loop_test(tc, the_limit_is_kept, 0, 3 * N_TIER);
     tcase_add_loop_test(tc, the_limit_is_kept_on_a_disk, 0, 3);
-    tcase_add_loop_test(tc, a_failing_call_is_undone, 0, 8);
-    tcase_add_loop_test(tc, a_refused_page_takes_no_memory, 0, 4);
-    tcase_add_loop_test(tc, lost_pages_are_computed_again, 0, 4);
-    tcase_add_loop_test(tc, lost_for_good, 0, 4);
-    tcase_add_loop_test(tc, a_broken_tier_kills, 0, 8);
+    tcase_add_loop_test(tc, a_failing_call_is_undone, 0, 2 * N_FAILING * N_TIER);
+    tcase_add_loop_test(tc, a_refused_page_takes_no_memory, 0, N_FAILING);
+    tcase_add_loop_test(tc, lost_pages_are_computed_again, 0, N_FAILING * N_TIER);
+    tcase_add_loop_test(tc, lost_for_good, 0, N_FAILING * N_TIER);
+    tcase_add_loop_test(tc, a_broken_tier_kills, 0, 8 * N_TIER);
     tcase_add_test(tc, forks_share_a_tier);
     tcase_add_test(tc, forks_are_saved_side_by_side);
     tcase_add_test(tc, loading_keeps_the_limit);

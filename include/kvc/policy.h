@@ -285,10 +285,11 @@ typedef struct kvc_page_layout {
 typedef struct kvc_layout {
     uint32_t struct_size;         /**< sizeof in the host */
     uint32_t n_layer;             /**< layers */
-    uint32_t n_call;              /**< most [io] calls at once, of all sessions of the instance */
     uint32_t n_page;              /**< most pages of one call */
+    uint32_t n_put;               /**< most put() calls at once, of all sessions of the instance */
+    uint32_t n_get;               /**< most get() calls at once */
+    uint32_t n_unpack;            /**< most unpack() calls at once */
     uint32_t layer_stride;        /**< bytes from one layer[] element to the next */
-    uint32_t pad;                 /**< 0 */
     const kvc_page_layout *layer; /**< [n_layer] */
 } kvc_layout;
 
@@ -307,8 +308,10 @@ typedef struct kvc_tier_page {
     uint32_t layer;       /**< of the lane */
     uint32_t head;        /**< KV head of the lane */
     int32_t status;       /**< out, when get() fails: KVC_E_LOST for each page that is lost */
-    void *bytes;          /**< [page_bytes], 64-byte aligned: put() reads it, get() fills it */
+    const void *bytes;    /**< put(): [page_bytes], 64-byte aligned; else NULL */
     uint64_t key[2];      /**< the tier's own name for the page: put() sets it */
+    const void *record;   /**< get() sets it: where the page's record begins in the lent buffer */
+    size_t record_bytes;  /**< get() sets it: how long the record is, at least 1 */
 } kvc_tier_page;
 
 /** The i-th page of a call. */
@@ -357,12 +360,18 @@ enum {
 
 /** Where sealed pages live that don't stay in memory. A stage with a tier answers nothing else and
  * has no functions but create(), destroy() and stats(); one instance serves a session and its
- * forks, and lives until the last of them is closed, so it has no KVC_HOST_STORE. What get() brings
- * back is what put() was given, to the last bit: the engine doesn't check it. Each page is put once
- * and dropped once, before destroy(), also when the session is dead. Keys may be any 128 bits; the
- * engine doesn't look at them. Of a page it reads back key after put(), status and *bytes after
- * get(), and nothing else. Saving a session calls get() for pages that are away, loading makes a
- * new instance and calls put(). */
+ * forks, and lives until the last of them is closed, so it has no KVC_HOST_STORE.
+ *
+ * A tier keeps a *record* of each page: the page itself, or whatever it can be made of again, such
+ * as compressed bytes. A page comes back in two steps: get() moves records and does nothing else,
+ * on threads that wait for a device, often for pages that are needed later; unpack() makes a page
+ * of its record, on the thread that is about to compute with it. What that brings back is what
+ * put() was given, to the last bit: the engine doesn't check it.
+ *
+ * Each page is put once and dropped once, before destroy(), also when the session is dead. Keys may
+ * be any 128 bits; the engine doesn't look at them. Of a page the engine reads back key after
+ * put(), status, record and record_bytes after get(), and nothing else. Saving a session gets and
+ * unpacks the pages that are away, loading makes a new instance and calls put(). */
 typedef struct kvc_tier {
     uint32_t struct_size; /**< sizeof in the policy */
     uint32_t pad;         /**< 0 */
@@ -373,13 +382,27 @@ typedef struct kvc_tier {
     /** [io] Keeps n pages, stride bytes apart, and sets their keys. On failure none is kept, and
      * drop() isn't called for them. KVC_E_IO and KVC_E_NOMEM undo the step, anything else kills. */
     int32_t (*put)(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride);
-    /** [io] Brings n pages back. KVC_E_LOST: some are gone for good; those get that status (it is
-     * KVC_OK on entry, and looked at only then), and the engine drops and computes them again, once
-     * a call; if pages are lost again, the call answers KVC_E_LOST. KVC_E_IO, KVC_E_NOMEM: they may
-     * be there the next time. Anything else kills. */
-    int32_t (*get)(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride);
-    /** [io] Gives n pages up; their bytes aren't set. */
+    /** [io] Brings the records of n pages, stride bytes apart, into a buffer of the engine's, of
+     * `size` = n times record_bytes() bytes, aligned to KVC_FILE_ALIGN, and says of each where it
+     * lies; order and gaps are free, and two may share bytes. The buffer and the keys stay as they
+     * are until the records are unpacked or of no use any more, of which nobody tells. KVC_E_LOST:
+     * some pages are gone for good; those get that status (it is KVC_OK on entry, and looked at
+     * only then), and the engine drops and computes them again, once a call; if pages are lost
+     * again, the call answers KVC_E_LOST. KVC_E_IO, KVC_E_NOMEM: they may be there the next time.
+     * Anything else kills. */
+    int32_t (*get)(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride, void *buffer,
+                   size_t size);
+    /** [io] Gives n pages up; neither bytes nor records are set. */
     void (*drop)(void *self, const kvc_tier_page *page, uint32_t n, uint32_t stride);
+    /** [control] Most bytes of a record of that layer, at least 1, or more where get() needs room
+     * to round up: constant, asked for after open(). NULL: page_bytes. */
+    size_t (*record_bytes)(void *self, uint32_t layer);
+    /** [pure] Makes a page of a record that get() brought: page is as get() left it; fills
+     * dst[page_bytes], 64-byte aligned. A page may be unpacked several times, or never, but not
+     * after it is dropped. KVC_E_LOST: the record is damaged; the page is lost as if get() had said
+     * so. KVC_E_IO and KVC_E_NOMEM undo the step, anything else kills. NULL: a record begins with
+     * the page, at a multiple of 64, and is read where it lies. */
+    int32_t (*unpack)(void *self, const kvc_tier_page *page, void *dst);
 } kvc_tier;
 
 /** One layer's plain format. Zeros mean: not said (f16, no rotation). */

@@ -23,17 +23,66 @@ static int32_t put(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride)
 #endif
 }
 
-static int32_t get(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride) {
-    (void)self, (void)n, (void)stride, (void)page;
+static int32_t get(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride, void *buffer,
+                   size_t size) {
+    (void)self, (void)n, (void)stride, (void)page, (void)buffer, (void)size;
 #if defined(BROKEN_TIER_GET_CODE)
     return -12345;
 #elif defined(BROKEN_TIER_GET_UNNAMED)
     return KVC_E_LOST;
+#elif defined(BROKEN_TIER_GET_NOWHERE)
+    return KVC_OK;
+#elif defined(BROKEN_TIER_GET_OUTSIDE) || defined(BROKEN_TIER_GET_SHORT) ||                        \
+    defined(BROKEN_TIER_GET_ODD) || defined(BROKEN_TIER_UNPACK_CODE)
+    for (uint32_t i = 0; i < n; i++) {
+        kvc_tier_page *p = kvc_tier_page_at(page, stride, i);
+        p->record = buffer;
+        p->record_bytes = size / n;
+#if defined(BROKEN_TIER_GET_OUTSIDE)
+        p->record_bytes = size + 1;
+#elif defined(BROKEN_TIER_GET_SHORT)
+        p->record_bytes -= 1;
+#elif defined(BROKEN_TIER_GET_ODD)
+        p->record = (char *)buffer + 32;
+        p->record_bytes -= 64;
+#endif
+    }
+    return KVC_OK;
 #else
     page->status = KVC_E_LOST;
     return KVC_E_LOST;
 #endif
 }
+
+#if defined(BROKEN_TIER_UNPACK_CODE)
+static int32_t unpack(void *self, const kvc_tier_page *page, void *dst) {
+    (void)self, (void)page, (void)dst;
+    return 7;
+}
+#define UNPACK unpack
+#else
+#define UNPACK NULL
+#endif
+
+#if defined(BROKEN_TIER_RECORD0) || defined(BROKEN_TIER_RECORD_HUGE) ||                            \
+    defined(BROKEN_TIER_RECORD_SHORT) || defined(BROKEN_TIER_GET_ODD)
+static size_t record_bytes(void *self, uint32_t layer) {
+    (void)self;
+#if defined(BROKEN_TIER_RECORD0)
+    return layer == 0 ? 1 << 20 : 0;
+#elif defined(BROKEN_TIER_RECORD_HUGE)
+    return layer == 0 ? 1 << 20 : SIZE_MAX;
+#elif defined(BROKEN_TIER_RECORD_SHORT)
+    return layer == 0 ? 1 << 20 : 1;
+#else
+    (void)layer;
+    return 1 << 20;
+#endif
+}
+#define RECORD_BYTES record_bytes
+#else
+#define RECORD_BYTES NULL
+#endif
 
 static void drop(void *self, const kvc_tier_page *page, uint32_t n, uint32_t stride) {
     (void)self, (void)page, (void)n, (void)stride;
@@ -60,6 +109,8 @@ static const kvc_tier tier = {
     .put = LACKS == PUT ? NULL : put,
     .get = LACKS == GET ? NULL : get,
     .drop = LACKS == DROP ? NULL : drop,
+    .record_bytes = RECORD_BYTES,
+    .unpack = UNPACK,
 };
 
 static int32_t create(const kvc_host *host, const kvc_shape *shape, const kvc_value *value,

@@ -13,6 +13,8 @@ set(KVC_BROKEN_CASES
     plan_answers plan_answers_bits plan_cache_evicts plan_columns plan_observe plan_positions
     plan_quantum plan_type plan_unsaid plan_where requires rewind_high
     select_fails size_api size_small size_tiny
-    tier_format tier_get_code tier_get_unnamed tier_hook tier_hot tier_no_drop tier_no_get
-    tier_no_put tier_open_fails tier_put_code tier_size tier_unsaid two visible_future
+    tier_format tier_get_code tier_get_nowhere tier_get_odd tier_get_outside tier_get_short
+    tier_get_unnamed tier_hook tier_hot tier_no_drop tier_no_get
+    tier_no_put tier_open_fails tier_put_code tier_record0
+    tier_record_huge tier_record_short tier_size tier_unpack_code tier_unsaid two visible_future
     visible_many visible_none visible_order)

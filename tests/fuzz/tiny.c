@@ -31,7 +31,7 @@ const char *const tiny_stack[] = {"",
                                   "t_pages:pages=1",
                                   "t_pages:pages=2+quant8",
                                   "t_tier:lose=5",
-                                  "window:size=70:sinks=3+quant8+t_tier",
+                                  "window:size=70:sinks=3+quant8+t_tier:unpack=on",
                                   "t_mass:budget=40+quant8+t_tier"};
 const uint32_t tiny_n_stack = sizeof tiny_stack / sizeof *tiny_stack;
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * t_tier: a tier for tests. Pages are kept by libc's malloc, counted as disk, so whatever is not
- * dropped is found by a leak checker; and calls fail when told to. */
+ * dropped is found by a leak checker; and calls fail when told to. Records are the pages, or, with
+ * unpack, their bytes inverted, at odd places in the buffer. */
 #include <kvc/policy.h>
 
 #include <stdatomic.h>
@@ -52,32 +53,39 @@ static const kvc_param params[] = {
      .def = {.i = KVC_E_IO},
      .min = {.i = -100},
      .max = {.i = 100}},
+    {.struct_size = sizeof(kvc_param),
+     .type = KVC_PARAM_BOOL,
+     .name = "unpack",
+     .help = "records are to be unpacked, and fail_get and lose speak of that"},
 };
-enum { P_HOT, P_FAIL_PUT, P_FAIL_GET, P_LOSE, P_LOSE_N, P_SLOW, P_CODE, N_PARAM };
+enum { P_HOT, P_FAIL_PUT, P_FAIL_GET, P_LOSE, P_LOSE_N, P_SLOW, P_CODE, P_UNPACK, N_PARAM };
 
 typedef struct t_tier {
     const kvc_host *host;
     const kvc_layout *layout;
     int64_t fail_put, fail_get, lose, lose_n, slow;
     int32_t code;
-    atomic_int_least64_t n_put, n_get, live;
-    atomic_uint n_now; /* calls at once */
+    bool unpack;
+    atomic_int_least64_t n_put, n_back, live;
+    atomic_uint putting, getting, unpacking; /* calls at once */
 } t_tier;
 
 /* Counts a call in; false when there are more at once than open() was told. */
-static bool enter(t_tier *t) {
-    return atomic_fetch_add(&t->n_now, 1) < t->layout->n_call;
+static bool enter(atomic_uint *now, uint32_t most) {
+    return atomic_fetch_add(now, 1) < most;
 }
 
-static int32_t leave(t_tier *t, bool in_time, int32_t rc) {
-    atomic_fetch_sub(&t->n_now, 1);
+static int32_t leave(t_tier *t, atomic_uint *now, bool in_time, int32_t rc) {
+    atomic_fetch_sub(now, 1);
     return in_time ? rc : t->host->fail(t->host->ctx, KVC_E_POLICY, "too many calls at once");
 }
 
 static int32_t open_tier(void *self, const kvc_layout *layout) {
     t_tier *t = self;
     t->layout = layout;
-    return layout->n_call > 0 && layout->n_page > 0 ? KVC_OK : KVC_E_ARG;
+    return layout->n_put > 0 && layout->n_get > 0 && layout->n_unpack > 0 && layout->n_page > 0
+               ? KVC_OK
+               : KVC_E_ARG;
 }
 
 static void drop(void *self, const kvc_tier_page *page, uint32_t n, uint32_t stride) {
@@ -114,44 +122,95 @@ static int32_t put_pages(t_tier *t, kvc_tier_page *page, uint32_t n, uint32_t st
 }
 
 static int32_t put(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride) {
-    const bool in_time = enter(self);
-    return leave(self, in_time, put_pages(self, page, n, stride));
+    t_tier *t = self;
+    const bool in_time = enter(&t->putting, t->layout->n_put);
+    return leave(t, &t->putting, in_time, put_pages(t, page, n, stride));
 }
 
-static int32_t get_pages(t_tier *t, kvc_tier_page *page, uint32_t n, uint32_t stride) {
-    const int64_t call = atomic_fetch_add(&t->n_get, 1) + 1;
-    const struct timespec pause = {.tv_nsec = (long)t->slow * 1000};
-    const bool lose = t->lose > 0 && call >= t->lose && call < t->lose + t->lose_n;
+/* What the next page, or call for pages, that comes back is to answer. */
+static int32_t fate(t_tier *t) {
+    const int64_t call = atomic_fetch_add(&t->n_back, 1) + 1;
     /* What was read ahead in vain is read again, so a tier that is to be found broken stays so. */
     const bool stays = t->code != KVC_E_IO && t->fail_get > 0 && call > t->fail_get;
     if (call == t->fail_get || stays) {
         return t->host->fail(t->host->ctx, t->code, "get was told to fail");
+    }
+    return t->lose > 0 && call >= t->lose && call < t->lose + t->lose_n ? KVC_E_LOST : KVC_OK;
+}
+
+static int32_t get_pages(t_tier *t, kvc_tier_page *page, uint32_t n, uint32_t stride, void *buffer,
+                         size_t size) {
+    const struct timespec pause = {.tv_nsec = (long)t->slow * 1000};
+    const int32_t rc = t->unpack ? KVC_OK : fate(t);
+    unsigned char *end = (unsigned char *)buffer + size;
+    if (rc != KVC_OK && rc != KVC_E_LOST) {
+        return rc;
     }
     if (t->slow > 0) {
         nanosleep(&pause, NULL);
     }
     for (uint32_t i = 0; i < n; i++) {
         kvc_tier_page *p = kvc_tier_page_at(page, stride, i);
+        const size_t bytes = kvc_layout_layer(t->layout, p->layer)->page_bytes;
         if (p->key[1] != ((uint64_t)p->layer << 32 | p->head)) {
             return t->host->fail(t->host->ctx, KVC_E_POLICY, "asked for a page by a wrong key");
         }
-        if (lose && i == 0) {
+        if (rc == KVC_E_LOST && i == 0) {
             p->status = KVC_E_LOST;
             continue;
         }
-        memcpy(p->bytes, (const void *)(uintptr_t)p->key[0],
-               kvc_layout_layer(t->layout, p->layer)->page_bytes);
+        end -= bytes;
+        memcpy(end, (const void *)(uintptr_t)p->key[0], bytes);
+        for (size_t k = 0; t->unpack && k < bytes; k++) {
+            end[k] ^= 0xff;
+        }
+        p->record = end;
+        p->record_bytes = bytes;
     }
-    return lose ? KVC_E_LOST : KVC_OK;
+    return rc;
 }
 
-static int32_t get(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride) {
-    const bool in_time = enter(self);
-    return leave(self, in_time, get_pages(self, page, n, stride));
+static int32_t get(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride, void *buffer,
+                   size_t size) {
+    t_tier *t = self;
+    const bool in_time = enter(&t->getting, t->layout->n_get);
+    return leave(t, &t->getting, in_time, get_pages(t, page, n, stride, buffer, size));
 }
 
-static const kvc_tier tier = {
-    .struct_size = sizeof tier, .open = open_tier, .put = put, .get = get, .drop = drop};
+/* One byte more than the page: records end at the buffer's end, so they begin at odd places. */
+static size_t record_bytes(void *self, uint32_t layer) {
+    const t_tier *t = self;
+    return kvc_layout_layer(t->layout, layer)->page_bytes + 1;
+}
+
+static int32_t unpack_page(t_tier *t, const kvc_tier_page *page, unsigned char *dst) {
+    const unsigned char *record = page->record;
+    if (page->key[1] != ((uint64_t)page->layer << 32 | page->head) ||
+        page->record_bytes != kvc_layout_layer(t->layout, page->layer)->page_bytes) {
+        return t->host->fail(t->host->ctx, KVC_E_POLICY, "a page to unpack isn't as it came");
+    }
+    for (size_t k = 0; k < page->record_bytes; k++) {
+        dst[k] = record[k] ^ 0xff;
+    }
+    return fate(t);
+}
+
+static int32_t unpack(void *self, const kvc_tier_page *page, void *dst) {
+    t_tier *t = self;
+    const bool in_time = enter(&t->unpacking, t->layout->n_unpack);
+    return leave(t, &t->unpacking, in_time, unpack_page(t, page, dst));
+}
+
+static const kvc_tier plain = {
+    .struct_size = sizeof plain, .open = open_tier, .put = put, .get = get, .drop = drop};
+
+static const kvc_tier packed = {.struct_size = sizeof packed,
+                                .open = open_tier,
+                                .put = put,
+                                .get = get,
+                                .drop = drop,
+                                .record_bytes = record_bytes,
+                                .unpack = unpack};
 
 static int32_t create(const kvc_host *host, const kvc_shape *shape, const kvc_value *value,
                       kvc_plan *plan, void **self) {
@@ -168,8 +227,9 @@ static int32_t create(const kvc_host *host, const kvc_shape *shape, const kvc_va
     t->lose_n = value[P_LOSE_N].i;
     t->slow = value[P_SLOW].i;
     t->code = (int32_t)value[P_CODE].i;
+    t->unpack = value[P_UNPACK].i != 0;
     plan->answers = KVC_ANSWERS_WHERE;
-    plan->tier = &tier;
+    plan->tier = t->unpack ? &packed : &plain;
     plan->hot_bytes = value[P_HOT].i != 0 ? (uint64_t)value[P_HOT].i : KVC_HOT_LEAST;
     return KVC_OK;
 }
