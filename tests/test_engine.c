@@ -231,6 +231,7 @@ START_TEST(policies_that_mean_the_same) {
         {"t_mass:budget=100+t_tier", "t_mass:budget=100"},
         {"t_pages:pages=2+quant8+t_tier", "t_pages:pages=2+quant8"},
         {"quest:share=100", "full"},
+        {"template:size=100", "window:size=100:sinks=0"},
         {"quest:least=1:dense=0+quant8+t_tier", "quest:least=1:dense=0+quant8"},
     };
     enum { N_PAIR = sizeof pairs / sizeof *pairs };
@@ -380,7 +381,7 @@ int main(int argc, char **argv) {
     tcase_add_loop_test(tc, company_does_not_matter, 0, GRID);
     tcase_add_loop_test(tc, truncation_and_replay_do_not_matter, 0, GRID);
     tcase_add_loop_test(tc, truncation_forgets_the_tail, 0, GRID);
-    tcase_add_loop_test(tc, policies_that_mean_the_same, 0, (int)(N_MODEL * 40));
+    tcase_add_loop_test(tc, policies_that_mean_the_same, 0, (int)(N_MODEL * 42));
     tcase_add_test(tc, policies_that_differ_do);
     tcase_add_loop_test(tc, levels_are_equal, 0, (int)N_MODEL);
     return run(suite, CK_NORMAL);
