@@ -34,5 +34,9 @@ KVC_POLICY_PATH=$stage-consumer/b/policies \
     "$stage-consumer/b/consumer" "$model" recent:size=100 "$policydir"
 "$stage-consumer/b/consumer" "$model" "$stage-consumer/b/policies/recent.so" "$policydir"
 
+echo "by the template"
+KVC_POLICY_PATH=$stage-consumer/b/policies \
+    "$stage-consumer/b/consumer" "$model" latest:size=100+quant8 "$policydir"
+
 echo "installed tool"
 "$stage/bin/kvcompare" --list | grep -q "^full " || { echo "the installed tool doesn't find its policies"; exit 1; }

@@ -37,6 +37,8 @@ static const char *const specs[] = {
     "window:size=100:sinks=4:positions=cache+quant8+t_tier",
     "t_mass:budget=100+quant8+t_tier",
     "t_pages:pages=2+t_tier",
+    "quest:share=30:least=1:dense=1",
+    "quest:share=50:least=1:first=0:recent=0:dense=0:prompt=on:block=64+quant8+t_tier",
 };
 #define N_MODEL (sizeof models / sizeof *models)
 #define N_SPEC  (sizeof specs / sizeof *specs)
@@ -228,6 +230,9 @@ START_TEST(policies_that_mean_the_same) {
         {"window:size=100:sinks=4+quant8+t_tier", "window:size=100:sinks=4+quant8"},
         {"t_mass:budget=100+t_tier", "t_mass:budget=100"},
         {"t_pages:pages=2+quant8+t_tier", "t_pages:pages=2+quant8"},
+        {"quest:share=100", "full"},
+        {"template:size=100", "window:size=100:sinks=0"},
+        {"quest:least=1:dense=0+quant8+t_tier", "quest:least=1:dense=0+quant8"},
     };
     enum { N_PAIR = sizeof pairs / sizeof *pairs };
     const size_t n = (size_t)_i;
@@ -269,6 +274,7 @@ START_TEST(policies_that_differ_do) {
                                         "quant8:hadamard=off",
                                         "t_mass:budget=100",
                                         "t_pages:pages=1",
+                                        "quest:least=1:dense=0",
                                         "window:size=100:positions=cache"};
     for (size_t i = 0; i < sizeof other / sizeof *other; i++) {
         kvc_session *y = util_session(m, other[i], "f32", N_CTX);
@@ -375,7 +381,7 @@ int main(int argc, char **argv) {
     tcase_add_loop_test(tc, company_does_not_matter, 0, GRID);
     tcase_add_loop_test(tc, truncation_and_replay_do_not_matter, 0, GRID);
     tcase_add_loop_test(tc, truncation_forgets_the_tail, 0, GRID);
-    tcase_add_loop_test(tc, policies_that_mean_the_same, 0, (int)(N_MODEL * 36));
+    tcase_add_loop_test(tc, policies_that_mean_the_same, 0, (int)(N_MODEL * 42));
     tcase_add_test(tc, policies_that_differ_do);
     tcase_add_loop_test(tc, levels_are_equal, 0, (int)N_MODEL);
     return run(suite, CK_NORMAL);

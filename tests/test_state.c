@@ -25,6 +25,8 @@ static const char *const specs[] = {"",
                                     "t_codec",
                                     "t_pages:pages=2",
                                     "t_pages:pages=2+quant8",
+                                    "quest:share=30:least=1:dense=0",
+                                    "quest:share=50:least=1:dense=0:prompt=on+quant8+t_tier",
                                     "t_tier",
                                     "window:size=100:sinks=4+quant8+t_tier",
                                     "t_mass:budget=60+quant8+t_tier"};
