@@ -183,22 +183,22 @@ static void append(void *self, uint32_t n) {
 
 /* ---------------------------------------------------------------- the rule, written plainly */
 
+/* The greatest bound of a block of the page for a head of the group. */
 static double bound_of(const float *q, uint32_t layer, uint32_t head, uint32_t page,
                        int64_t block) {
     double best = -INFINITY;
-    for (uint32_t b = 0; b < KVC_PAGE; b += (uint32_t)block) {
+    for (uint32_t b = 0; b < KVC_PAGE * w.n_group; b += (uint32_t)block) {
+        const uint32_t h = b / KVC_PAGE, first = page * KVC_PAGE + b % KVC_PAGE;
         double sum = 0;
-        for (uint32_t h = 0; h < w.n_group; h++) {
-            for (uint32_t d = 0; d < w.dim; d++) {
-                double least = INFINITY, most = -INFINITY;
-                for (uint32_t i = 0; i < block; i++) {
-                    const double k = w.key[layer][head][page * KVC_PAGE + b + i][d];
-                    least = k < least ? k : least;
-                    most = k > most ? k : most;
-                }
-                const double x = q[h * w.dim + d];
-                sum += x * least > x * most ? x * least : x * most;
+        for (uint32_t d = 0; d < w.dim; d++) {
+            double least = INFINITY, most = -INFINITY;
+            for (uint32_t i = 0; i < block; i++) {
+                const double k = w.key[layer][head][first + i][d];
+                least = k < least ? k : least;
+                most = k > most ? k : most;
             }
+            const double x = q[h * w.dim + d];
+            sum += x * least > x * most ? x * least : x * most;
         }
         best = sum > best ? sum : best;
     }
