@@ -27,6 +27,13 @@ static bool measure(chk *c, kvc_model *model, const char *spec, double *append, 
     const double entries = (double)n_step * (double)(b.n_entry > 0 ? b.n_entry : 1);
     *append = (double)a.attention_ns / n_prompt;
     *entry = transient ? 0 : (double)(b.attention_ns - a.attention_ns) / entries;
+    kvc_stage_stats stage = {.struct_size = sizeof stage};
+    for (uint32_t i = 0; kvc_session_get_stage(s, i, &stage) == KVC_OK; i++) {
+        if (stage.n_put > 0) {
+            chk_info(c, "%s: %llu pages were put into the tier, %llu brought back", spec,
+                     (unsigned long long)stage.n_put, (unsigned long long)stage.n_get);
+        }
+    }
     kvc_session_close(s);
     return good;
 }

@@ -15,14 +15,17 @@ static struct {
     chk *c;
     kvc_policy policy;
     kvc_policy_api api;
+    bool cold;
     uint64_t damage; /* 0: none */
-    const kvc_stream *inner;
 } shim;
 
 static int32_t shim_create(const kvc_host *host, const kvc_shape *shape, const kvc_value *value,
                            kvc_plan *plan, void **self) {
     const int32_t rc = shim.c->api.create(host, shape, value, plan, self);
     if (rc == KVC_OK) {
+        if (shim.cold && plan->tier != NULL) {
+            plan->hot_bytes = KVC_HOT_LEAST;
+        }
         const bool format = plan->format_stride >= sizeof(kvc_format) && plan->format != NULL;
         shim.c->plan = (chk_plan){.known = true,
                                   .answers = plan->answers,
@@ -57,6 +60,10 @@ static int32_t shim_load(void *self, const kvc_stream *in) {
 
 void chk_shim_damage(uint64_t seed) {
     shim.damage = seed;
+}
+
+void chk_shim_cold(bool cold) {
+    shim.cold = cold;
 }
 
 void chk_shim_set(chk *c) {

@@ -14,6 +14,9 @@
 const kvc_policy *chk_shim_entry(uint32_t host_abi, uint32_t index);
 /** Makes chk_shim_entry() answer c->policy; c must live as long as sessions. */
 void chk_shim_set(chk *c);
+/** From now on a tier keeps as little as possible in memory, whatever its plan says, so that short
+ * texts make it work. */
+void chk_shim_cold(bool cold);
 /** What load() reads is damaged at random places, which follow from seed; 0: it isn't. */
 void chk_shim_damage(uint64_t seed);
 

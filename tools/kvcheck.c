@@ -89,11 +89,16 @@ static bool is(const chk_test *t, const char *group, const char *name) {
 
 /* What rests on a test that failed isn't run: it would fail for the same reason. */
 static const char *rests_on(const chk_test *t) {
-    return is(t, "file", "elf")             ? "file/elf failed"
-           : is(t, "file", "load")          ? "file/load failed"
-           : is(t, "parameters", "default") ? "parameters/default failed"
-           : is(t, "meaning", "runs")       ? "meaning/runs failed"
-                                            : NULL;
+    static const char *const base[][3] = {{"file", "elf", "file/elf failed"},
+                                          {"file", "load", "file/load failed"},
+                                          {"parameters", "default", "parameters/default failed"},
+                                          {"meaning", "runs", "meaning/runs failed"}};
+    for (size_t i = 0; i < sizeof base / sizeof *base; i++) {
+        if (is(t, base[i][0], base[i][1])) {
+            return base[i][2];
+        }
+    }
+    return NULL;
 }
 
 static bool run_one(job *j, const char *name, const chk_test *t, const char *why_not,
@@ -133,13 +138,23 @@ static bool is_file_test(const chk_test *t) {
     return strcmp(t->group, "file") == 0;
 }
 
-/* Runs the tests of the file (name NULL) or of one of its policies. file/table runs in any case:
- * it says which policies there are. */
+/* Whether any test of policies was asked for. */
+static bool wants_policies(const chk_options *o) {
+    bool found = false;
+    for (const chk_test *t = chk_tests; t->group != NULL; t++) {
+        found |= !is_file_test(t) && chk_options_selects(o, t);
+    }
+    return found;
+}
+
+/* Runs the tests of the file (name NULL) or of one of its policies. file/table says which policies
+ * there are, so it is run when it wasn't asked for too, and shown when it failed. */
 static bool run_part(job *j, const char *name, chk_part *part) {
     const char *why_not = NULL;
     part->name = name;
     for (const chk_test *t = chk_tests; t->group != NULL && !interrupted; t++) {
-        const bool silent = is(t, "file", "table") && !chk_options_selects(j->o, t);
+        const bool silent =
+            is(t, "file", "table") && !chk_options_selects(j->o, t) && wants_policies(j->o);
         if (is_file_test(t) != (name == NULL) || (!chk_options_selects(j->o, t) && !silent)) {
             continue;
         }
@@ -149,6 +164,9 @@ static bool run_part(job *j, const char *name, chk_part *part) {
         j->out = out;
         if (!good) {
             return false;
+        }
+        if (silent && out != NULL && bad(&part->result[part->n - 1])) {
+            chk_report_line(out, j->style, &part->result[part->n - 1]);
         }
         if (why_not == NULL && bad(&part->result[part->n - 1])) {
             why_not = rests_on(t);
