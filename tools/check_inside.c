@@ -47,11 +47,16 @@ static void observe_all(chk *c,
 }
 
 static void judge_positions(chk *c, const char *stack, const kvc_session_stats *st) {
-    (void)st;
+    const bool gives_up = (st->flags & KVC_PLAN_EVICTS) != 0 || c->api.visible != NULL;
     if (chk_seen.wrong[0] != '\0') {
         chk_fail(c, "%s: %s", stack, chk_seen.wrong);
     } else if (chk_seen.n_look == 0) {
         chk_fail(c, "%s: there was no tick at which the probe could look", stack);
+    } else if (gives_up && chk_seen.n_dropped == 0) {
+        chk_warn(c,
+                 "%s: nothing was given up in %u tokens, so little of it was tested: give "
+                 "parameters of a smaller bound, FILE.so:key=value",
+                 stack, st->n_past);
     } else {
         chk_info(c, "%s: looked at %llu lanes; %llu entries were given up", stack,
                  (unsigned long long)chk_seen.n_look, (unsigned long long)chk_seen.n_dropped);

@@ -64,7 +64,7 @@ void chk_report_count(const chk_report *r, uint32_t count[CHK_N_OUTCOME]) {
         for (uint32_t p = 0; p < r->book[b].n_part; p++) {
             const chk_part *part = &r->book[b].part[p];
             for (uint32_t i = 0; i < part->n; i++) {
-                count[part->result[i].outcome]++;
+                count[part->result[i].outcome] += !part->result[i].hidden;
             }
         }
     }
@@ -130,7 +130,9 @@ static json_t *result_json(const chk_result *r) {
 static json_t *results_json(const chk_part *part) {
     json_t *list = json_array();
     for (uint32_t i = 0; i < part->n; i++) {
-        json_array_append_new(list, result_json(&part->result[i]));
+        if (!part->result[i].hidden) {
+            json_array_append_new(list, result_json(&part->result[i]));
+        }
     }
     return list;
 }

@@ -21,6 +21,7 @@ typedef struct chk_result {
     const chk_test *test;
     int outcome;
     double seconds;
+    bool hidden; /* ran for what it says of the file, and wasn't asked for */
     uint32_t n_note;
     chk_note *note;     /* [n_note] */
     char *table, *list; /* CHK_TABLE, CHK_LIST: texts, or NULL */

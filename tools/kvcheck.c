@@ -165,10 +165,12 @@ static bool run_part(job *j, const char *name, chk_part *part) {
         if (!good) {
             return false;
         }
-        if (silent && out != NULL && bad(&part->result[part->n - 1])) {
-            chk_report_line(out, j->style, &part->result[part->n - 1]);
+        chk_result *r = &part->result[part->n - 1];
+        r->hidden = silent && !bad(r);
+        if (silent && !r->hidden && out != NULL) {
+            chk_report_line(out, j->style, r);
         }
-        if (why_not == NULL && bad(&part->result[part->n - 1])) {
+        if (why_not == NULL && bad(r)) {
             why_not = rests_on(t);
         }
     }
