@@ -38,5 +38,6 @@ echo "by the template"
 KVC_POLICY_PATH=$stage-consumer/b/policies \
     "$stage-consumer/b/consumer" "$model" latest:size=100+quant8 "$policydir"
 
-echo "installed tool"
+echo "installed tools"
 "$stage/bin/kvcompare" --list | grep -q "^full " || { echo "the installed tool doesn't find its policies"; exit 1; }
+"$stage/bin/kvcheck" -q "$stage-consumer/b/policies/recent.so:size=100" || { echo "kvcheck doesn't pass the consumer's policy"; exit 1; }
