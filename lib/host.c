@@ -241,6 +241,11 @@ static size_t store_entry_bytes(void *ctx, uint32_t layer) {
     return (st->stack->shape[layer].page_bytes + KVC_PAGE - 1) / KVC_PAGE;
 }
 
+static uint32_t store_budget(void *ctx) {
+    const kvc__stage *st = ctx;
+    return st->budget;
+}
+
 static const kvc_host_store host_store = {.struct_size = sizeof(kvc_host_store),
                                           .count = store_count,
                                           .pos = store_pos,
@@ -250,7 +255,8 @@ static const kvc_host_store host_store = {.struct_size = sizeof(kvc_host_store),
                                           .drop = store_drop,
                                           .read = store_read,
                                           .entry_bytes = store_entry_bytes,
-                                          .page = store_page};
+                                          .page = store_page,
+                                          .budget = store_budget};
 
 /* ---------------------------------------------------------------- kvc.host.math/1 */
 
