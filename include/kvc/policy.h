@@ -656,6 +656,16 @@ typedef struct kvc_host_store {
     /** The stage's own budget in entries per lane; 0: it has none, or the plans aren't merged yet.
      * Constant from then on. [any] */
     uint32_t (*budget)(void *ctx);
+    /** Adds to out[count(layer, head)] how much some queries of a lane attend to its live entries:
+     * attention probabilities, exact to the last bit as the engine computes them, over the entries
+     * that each query sees (at or before its position, visible(), the layer's own window; no
+     * select()), with the pages as they are held now. Summed over the queries in their order and
+     * the lane's query heads. Of queries it reads layer, head, n, pos and q with q_stride, as
+     * append() gives them with KVC_OBSERVE_QUERIES; any number of any positions, also of rows that
+     * are kept from earlier. KVC_E_UNSUPPORTED with KVC_POSITIONS_CACHE and a gap. Takes memory
+     * while it runs (4 bytes for each row of q and entry, 4 MiB unless one query needs more): for a
+     * tick, not for every token. [decode], and [worker] in the lane */
+    int32_t (*mass)(void *ctx, const kvc_rows *queries, float *out);
 } kvc_host_store;
 
 /** The engine's own kernels for packed pages, at the speed of the machine and bit-equal at every
