@@ -37,6 +37,12 @@ static const char *const specs[] = {
     "window:size=100:sinks=4:positions=cache+quant8+t_tier",
     "t_mass:budget=100+quant8+t_tier",
     "t_pages:pages=2+t_tier",
+    "h2o:budget=130:recent=20",
+    "h2o:budget=25%:age=on+quant8",
+    "tova:budget=100",
+    "tova:budget=64KiB+quant8+t_tier",
+    "snapkv:budget=100:window=16",
+    "snapkv:budget=90:window=40:pyramid=5:pool=max+quant8+t_tier",
 };
 #define N_MODEL (sizeof models / sizeof *models)
 #define N_SPEC  (sizeof specs / sizeof *specs)
@@ -228,6 +234,13 @@ START_TEST(policies_that_mean_the_same) {
         {"window:size=100:sinks=4+quant8+t_tier", "window:size=100:sinks=4+quant8"},
         {"t_mass:budget=100+t_tier", "t_mass:budget=100"},
         {"t_pages:pages=2+quant8+t_tier", "t_pages:pages=2+quant8"},
+        {"h2o:budget=576", "full"},
+        {"tova:budget=576+quant8", "quant8"},
+        {"snapkv:budget=100%", "full"},
+        {"h2o:budget=128+quant8+t_tier", "h2o:budget=128+quant8"},
+        {"h2o:budget=128+quant8+offload:dir=/tmp", "h2o:budget=128+quant8"},
+        {"tova:budget=25%+t_tier", "tova:budget=25%"},
+        {"snapkv:budget=128+quant8+t_tier", "snapkv:budget=128+quant8"},
     };
     enum { N_PAIR = sizeof pairs / sizeof *pairs };
     const size_t n = (size_t)_i;
@@ -269,6 +282,10 @@ START_TEST(policies_that_differ_do) {
                                         "quant8:hadamard=off",
                                         "t_mass:budget=100",
                                         "t_pages:pages=1",
+                                        "h2o:budget=128",
+                                        "h2o:budget=128:age=on",
+                                        "tova:budget=128",
+                                        "snapkv:budget=64",
                                         "window:size=100:positions=cache"};
     for (size_t i = 0; i < sizeof other / sizeof *other; i++) {
         kvc_session *y = util_session(m, other[i], "f32", N_CTX);
@@ -375,7 +392,7 @@ int main(int argc, char **argv) {
     tcase_add_loop_test(tc, company_does_not_matter, 0, GRID);
     tcase_add_loop_test(tc, truncation_and_replay_do_not_matter, 0, GRID);
     tcase_add_loop_test(tc, truncation_forgets_the_tail, 0, GRID);
-    tcase_add_loop_test(tc, policies_that_mean_the_same, 0, (int)(N_MODEL * 36));
+    tcase_add_loop_test(tc, policies_that_mean_the_same, 0, (int)(N_MODEL * 50));
     tcase_add_test(tc, policies_that_differ_do);
     tcase_add_loop_test(tc, levels_are_equal, 0, (int)N_MODEL);
     return run(suite, CK_NORMAL);
