@@ -484,7 +484,9 @@ typedef struct kvc_plan {
                        holds it; 0: no budget. Only with KVC_PLAN_EVICTS. When the plans are merged,
                        and formats known, the host resolves it to entries per lane, which
                        kvc_host_store.budget() tells: bytes are divided by the packed bytes of one
-                       entry of every lane. That the stage keeps to it is its own affair */
+                       entry of every lane. That the stage keeps to it is its own affair: with the
+                       usual quantum a tick leaves at most KVC_PAGE entries fewer, for the page to
+                       come */
     uint32_t budget_least; /**< fewest entries per lane that the stage can work with: a budget that
                               comes to fewer is refused, with the least in its own unit */
     uint32_t pad;          /**< 0 */
