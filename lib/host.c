@@ -241,6 +241,47 @@ static size_t store_entry_bytes(void *ctx, uint32_t layer) {
     return (st->stack->shape[layer].page_bytes + KVC_PAGE - 1) / KVC_PAGE;
 }
 
+static uint32_t store_budget(void *ctx) {
+    const kvc__stage *st = ctx;
+    return st->budget;
+}
+
+/* Queries of a plugin's own making: what is wrong with them, or NULL. rows: the host's copy. */
+static const char *queries_wrong(const kvc__stage *st, const kvc_rows *rows, const float *out) {
+    const kvc__page_shape *sh = &st->stack->shape[rows->layer];
+    if (rows->n > 0 && (rows->pos == NULL || rows->q == NULL || out == NULL)) {
+        return "mass() wants positions, queries and a place for what it adds";
+    }
+    if (rows->n > 1 && rows->q_stride < sh->group * sh->dim_k) {
+        return "mass() wants q_stride to span the query heads of the lane";
+    }
+    for (uint32_t t = 0; t < rows->n; t++) {
+        if (rows->pos[t] < 0 || (uint32_t)rows->pos[t] >= st->stack->n_ctx) {
+            return "mass() wants positions from 0 to n_ctx - 1";
+        }
+    }
+    return NULL;
+}
+
+static int32_t store_mass(void *ctx, const kvc_rows *queries, float *out) {
+    const kvc__stage *st = ctx;
+    kvc_rows rows = {0};
+    uint32_t lane;
+    if (queries == NULL || queries->struct_size < offsetof(kvc_rows, phase)) {
+        return refuse(st, KVC_E_ARG, "mass() wants rows with their struct_size");
+    }
+    memcpy(&rows, queries, queries->struct_size < sizeof rows ? queries->struct_size : sizeof rows);
+    KVC_TRY(lane_of(st, rows.layer, rows.head, &lane));
+    const char *wrong = queries_wrong(st, &rows, out);
+    if (wrong != NULL) {
+        return refuse(st, KVC_E_ARG, wrong);
+    }
+    const int32_t rc = kvc__store_mass(st->stack->store, &rows, out);
+    return rc == KVC_E_UNSUPPORTED
+               ? refuse(st, rc, "mass() can't be had where gaps in the positions are closed")
+               : rc;
+}
+
 static const kvc_host_store host_store = {.struct_size = sizeof(kvc_host_store),
                                           .count = store_count,
                                           .pos = store_pos,
@@ -250,7 +291,9 @@ static const kvc_host_store host_store = {.struct_size = sizeof(kvc_host_store),
                                           .drop = store_drop,
                                           .read = store_read,
                                           .entry_bytes = store_entry_bytes,
-                                          .page = store_page};
+                                          .page = store_page,
+                                          .budget = store_budget,
+                                          .mass = store_mass};
 
 /* ---------------------------------------------------------------- kvc.host.math/1 */
 

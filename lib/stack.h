@@ -54,6 +54,7 @@ typedef struct kvc__stage {
     uint64_t seed, rng;
     bool created;    /* create() succeeded */
     uint32_t column; /* first of its own columns in the store */
+    uint32_t budget; /* in entries per lane, once the plans are merged; 0: none */
     uint32_t evict;  /* KVC__EVICT_… */
     uint32_t evict_layer;
     pthread_mutex_t lock; /* guards said */

@@ -46,6 +46,11 @@ static const char *const specs[] = {
     "t_mass:budget=70+quant8+t_tier",
     "quant8+offload:dir=/tmp",
     "window:size=100+quant8+offload:dir=/tmp",
+    "h2o:budget=128",
+    "tova:budget=10%+quant8",
+    "snapkv:budget=100",
+    "h2o:budget=100+quant8+offload:dir=/tmp",
+    "snapkv:budget=64KiB:pyramid=4+quant8+t_tier",
 };
 enum { N_SPEC = sizeof specs / sizeof *specs };
 

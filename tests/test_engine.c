@@ -39,6 +39,12 @@ static const char *const specs[] = {
     "t_pages:pages=2+t_tier",
     "quest:share=30:least=1:dense=1",
     "quest:share=50:least=1:first=0:recent=0:dense=0:prompt=on:block=64+quant8+t_tier",
+    "h2o:budget=130:recent=20",
+    "h2o:budget=25%:age=on+quant8",
+    "tova:budget=100",
+    "tova:budget=64KiB+quant8+t_tier",
+    "snapkv:budget=100:window=16",
+    "snapkv:budget=90:window=40:pyramid=5:pool=max+quant8+t_tier",
 };
 #define N_MODEL (sizeof models / sizeof *models)
 #define N_SPEC  (sizeof specs / sizeof *specs)
@@ -207,6 +213,8 @@ START_TEST(truncation_forgets_the_tail) {
 }
 END_TEST
 
+#define N_PAIR 28u
+
 START_TEST(policies_that_mean_the_same) {
     if (left_out(_i, 25)) {
         return;
@@ -233,8 +241,15 @@ START_TEST(policies_that_mean_the_same) {
         {"quest:share=100", "full"},
         {"template:size=100", "window:size=100:sinks=0"},
         {"quest:least=1:dense=0+quant8+t_tier", "quest:least=1:dense=0+quant8"},
+        {"h2o:budget=576", "full"},
+        {"tova:budget=576+quant8", "quant8"},
+        {"snapkv:budget=100%", "full"},
+        {"h2o:budget=128+quant8+t_tier", "h2o:budget=128+quant8"},
+        {"h2o:budget=128+quant8+offload:dir=/tmp", "h2o:budget=128+quant8"},
+        {"tova:budget=25%+t_tier", "tova:budget=25%"},
+        {"snapkv:budget=128+quant8+t_tier", "snapkv:budget=128+quant8"},
     };
-    enum { N_PAIR = sizeof pairs / sizeof *pairs };
+    _Static_assert(sizeof pairs / sizeof *pairs == N_PAIR, "the loop takes all pairs");
     const size_t n = (size_t)_i;
     const char *compute = n % 2 == 0 ? "f32" : "int8";
     const char *const *pair = pairs[n / 2 % N_PAIR];
@@ -275,6 +290,10 @@ START_TEST(policies_that_differ_do) {
                                         "t_mass:budget=100",
                                         "t_pages:pages=1",
                                         "quest:least=1:dense=0",
+                                        "h2o:budget=128",
+                                        "h2o:budget=128:age=on",
+                                        "tova:budget=128",
+                                        "snapkv:budget=64",
                                         "window:size=100:positions=cache"};
     for (size_t i = 0; i < sizeof other / sizeof *other; i++) {
         kvc_session *y = util_session(m, other[i], "f32", N_CTX);
@@ -381,7 +400,7 @@ int main(int argc, char **argv) {
     tcase_add_loop_test(tc, company_does_not_matter, 0, GRID);
     tcase_add_loop_test(tc, truncation_and_replay_do_not_matter, 0, GRID);
     tcase_add_loop_test(tc, truncation_forgets_the_tail, 0, GRID);
-    tcase_add_loop_test(tc, policies_that_mean_the_same, 0, (int)(N_MODEL * 42));
+    tcase_add_loop_test(tc, policies_that_mean_the_same, 0, (int)(N_MODEL * 2 * N_PAIR));
     tcase_add_test(tc, policies_that_differ_do);
     tcase_add_loop_test(tc, levels_are_equal, 0, (int)N_MODEL);
     return run(suite, CK_NORMAL);

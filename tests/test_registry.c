@@ -245,6 +245,7 @@ static const char *many_choices[66]; /* filled by the test: one more than are al
 #define FLOAT(min_, def_, max_)                                                                    \
     .type = KVC_PARAM_FLOAT, .min = {.f = (min_)}, .def = {.f = (def_)}, .max = {.f = (max_)}
 #define CHOICE(choice_, def_) .type = KVC_PARAM_ENUM, .choice = (choice_), .def = {.i = (def_)}
+#define BUDGET(def_)          .type = KVC_PARAM_BUDGET, .def = {.i = (def_)}
 #define TEXT(def_)            .type = KVC_PARAM_STRING, .def = {.s = (def_)}
 
 /* Rows that are sound (words NULL) or say what is wrong with them. */
@@ -276,7 +277,9 @@ static const struct {
     {{.name = "n", .help = "h", TEXT("any text")}, NULL},
     {{.name = "n", .help = "h", TEXT("a+b")}, "its default holds ':', '+' or ','"},
     {{.name = "n", .help = "h", .type = 0}, "its type is unknown"},
-    {{.name = "n", .help = "h", .type = KVC_PARAM_STRING + 1}, "its type is unknown"},
+    {{.name = "n", .help = "h", .type = KVC_PARAM_BUDGET + 1}, "its type is unknown"},
+    {{.name = "n", .help = "h", BUDGET(KVC_BUDGET_PERCENT(25))}, NULL},
+    {{.name = "n", .help = "h", BUDGET(512)}, "its default is no budget"},
     {{.name = "n", .help = "", INT(0, 0, 0)}, "its help is missing"},
     {{.name = "n", INT(0, 0, 0)}, "its help is missing"},
     {{.name = "a_9", .help = "h", INT(0, 0, 0)}, NULL},

@@ -29,7 +29,11 @@ static const char *const specs[] = {"",
                                     "quest:share=50:least=1:dense=0:prompt=on+quant8+t_tier",
                                     "t_tier",
                                     "window:size=100:sinks=4+quant8+t_tier",
-                                    "t_mass:budget=60+quant8+t_tier"};
+                                    "t_mass:budget=60+quant8+t_tier",
+                                    "h2o:budget=100",
+                                    "tova:budget=90+quant8+t_tier",
+                                    "snapkv:budget=100",
+                                    "snapkv:budget=80:window=50:pyramid=3+quant8+t_tier"};
 #define N_SPEC ((int)(sizeof specs / sizeof *specs))
 
 static const uint32_t cuts[] = {1, 63, 64, 130, 192, 255, 256, 290};

@@ -4,7 +4,7 @@
 #ifndef KVC_CHECK_KIT_H
 #define KVC_CHECK_KIT_H
 
-#include "check.h"
+#include "check_tests.h"
 #include "check_model.h"
 
 #include <stdatomic.h>

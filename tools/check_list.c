@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * check_list.c: the tests of kvcheck, in the order in which they run. A group begins with the test
  * that the others of the group and those after it rest on. */
-#include "check.h"
+#include "check_tests.h"
 
 const chk_test chk_tests[] = {
     {"file", "elf", "a shared object for this machine", chk_file_elf},

@@ -3,7 +3,7 @@
 #ifndef KVC_CHECK_OPTIONS_H
 #define KVC_CHECK_OPTIONS_H
 
-#include "check.h"
+#include "check_tests.h"
 
 #define CHK_MAX_FILE 256u
 

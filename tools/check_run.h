@@ -5,7 +5,7 @@
 #ifndef KVC_CHECK_RUN_H
 #define KVC_CHECK_RUN_H
 
-#include "check.h"
+#include "check_tests.h"
 
 /** What became of a test. */
 enum { CHK_PASSED, CHK_WARNED, CHK_FAILED, CHK_CRASHED, CHK_SKIPPED, CHK_N_OUTCOME };

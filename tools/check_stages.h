@@ -4,7 +4,7 @@
 #ifndef KVC_CHECK_STAGES_H
 #define KVC_CHECK_STAGES_H
 
-#include "check.h"
+#include "check_tests.h"
 
 #define CHK_F32   "kvcheck-f32"   /* keeps everything as f32 */
 #define CHK_BF16  "kvcheck-bf16"  /* as bf16 */

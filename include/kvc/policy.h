@@ -113,19 +113,42 @@ typedef struct kvc_shape {
 /** A parameter's value, one per row of the policy's parameter table, in its order; defaults are
  * filled in. This union never grows. */
 typedef union kvc_value {
-    int64_t i;     /**< INT, SIZE (bytes), BOOL (0 or 1), ENUM (index into the row's choices) */
+    int64_t i;     /**< INT, SIZE (bytes), BOOL (0 or 1), ENUM (index into the row's choices),
+                      BUDGET (KVC_BUDGET()) */
     double f;      /**< FLOAT */
     const char *s; /**< STRING; valid until create() returns */
 } kvc_value;
 
+/** Units of a budget. */
+enum {
+    KVC_BUDGET_TOKENS = 1, /**< entries of each lane, 1 to INT32_MAX */
+    KVC_BUDGET_SHARE = 2,  /**< millionths of n_ctx, 1 to KVC_BUDGET_WHOLE */
+    KVC_BUDGET_BYTES = 3   /**< bytes of the sealed entries of all lanes together */
+};
+
+#define KVC_BUDGET_WHOLE INT64_C(1000000) /**< the amount that is all of n_ctx */
+/** A budget as kvc_value.i and kvc_plan.budget hold it: the unit in the high bits, the amount in
+ * the low 60. Never 0, which stands for none. */
+#define KVC_BUDGET(unit, amount) ((int64_t)(unit) << 60 | (int64_t)(amount))
+/** A whole number of percent of n_ctx as a budget; for defaults. */
+#define KVC_BUDGET_PERCENT(percent)                                                                \
+    KVC_BUDGET(KVC_BUDGET_SHARE, (percent) * (KVC_BUDGET_WHOLE / 100))
+/** The unit of a budget: KVC_BUDGET_TOKENS, … */
+#define kvc_budget_unit(budget) ((uint32_t)((uint64_t)(budget) >> 60))
+/** The amount of a budget. */
+#define kvc_budget_amount(budget) ((int64_t)(budget) & ((INT64_C(1) << 60) - 1))
+
 /** Parameter types. */
 enum {
-    KVC_PARAM_INT = 1,   /**< a decimal integer; K, M, G (powers of 1024) may follow */
-    KVC_PARAM_FLOAT = 2, /**< a decimal number */
-    KVC_PARAM_BOOL = 3,  /**< on, off, true, false, yes, no, 1, 0 */
-    KVC_PARAM_ENUM = 4,  /**< one of the row's choices */
-    KVC_PARAM_SIZE = 5,  /**< bytes: an integer, with K, M, G and an optional B or iB */
-    KVC_PARAM_STRING = 6 /**< text without ':', '+' and ',' */
+    KVC_PARAM_INT = 1,    /**< a decimal integer; K, M, G (powers of 1024) may follow */
+    KVC_PARAM_FLOAT = 2,  /**< a decimal number */
+    KVC_PARAM_BOOL = 3,   /**< on, off, true, false, yes, no, 1, 0 */
+    KVC_PARAM_ENUM = 4,   /**< one of the row's choices */
+    KVC_PARAM_SIZE = 5,   /**< bytes: an integer, with K, M, G and an optional B or iB */
+    KVC_PARAM_STRING = 6, /**< text without ':', '+' and ',' */
+    KVC_PARAM_BUDGET = 7  /**< how much is kept: tokens per lane (512, 2K), a share of n_ctx (25%,
+                             12.5%; up to 100%, at most four decimals), or bytes of the whole
+                             session's sealed payload, always with a B (8MiB, 8MB) */
 };
 
 /** One row of the parameter table. The host parses and checks; the policy receives typed values.
@@ -457,6 +480,16 @@ typedef struct kvc_plan {
                                possible and 8 MiB; KVC_HOT_LEAST: no more than that. The host
                                refuses what is below the least. What forks add to the instance
                                that they share comes on top */
+    int64_t budget; /**< most that the stage will keep, as a parameter of the type KVC_PARAM_BUDGET
+                       holds it; 0: no budget. Only with KVC_PLAN_EVICTS. When the plans are merged,
+                       and formats known, the host resolves it to entries per lane, which
+                       kvc_host_store.budget() tells: bytes are divided by the packed bytes of one
+                       entry of every lane. That the stage keeps to it is its own affair: with the
+                       usual quantum a tick leaves at most KVC_PAGE entries fewer, for the page to
+                       come */
+    uint32_t budget_least; /**< fewest entries per lane that the stage can work with: a budget that
+                              comes to fewer is refused, with the least in its own unit */
+    uint32_t pad;          /**< 0 */
 } kvc_plan;
 
 /** Bytes to or from a file or another instance. Either function returns KVC_OK or a negative
@@ -622,6 +655,19 @@ typedef struct kvc_host_store {
      * out[KVC_PAGE]; returns their number, 0 for a page that was freed, or KVC_E_RANGE. For
      * select() of a stage that evicts too, whose pages don't keep their positions. */
     int32_t (*page)(void *ctx, uint32_t layer, uint32_t head, uint32_t page, int32_t *out);
+    /** The stage's own budget in entries per lane; 0: it has none, or the plans aren't merged yet.
+     * Constant from then on. [any] */
+    uint32_t (*budget)(void *ctx);
+    /** Adds to out[count(layer, head)] how much some queries of a lane attend to its live entries:
+     * attention probabilities, exact to the last bit as the engine computes them, over the entries
+     * that each query sees (at or before its position, visible(), the layer's own window; no
+     * select()), with the pages as they are held now. Summed over the queries in their order and
+     * the lane's query heads. Of queries it reads layer, head, n, pos and q with q_stride, as
+     * append() gives them with KVC_OBSERVE_QUERIES; any number of any positions, also of rows that
+     * are kept from earlier. KVC_E_UNSUPPORTED with KVC_POSITIONS_CACHE and a gap. Takes memory
+     * while it runs (4 bytes for each row of q and entry, 4 MiB unless one query needs more): for a
+     * tick, not for every token. [decode], and [worker] in the lane */
+    int32_t (*mass)(void *ctx, const kvc_rows *queries, float *out);
 } kvc_host_store;
 
 /** The engine's own kernels for packed pages, at the speed of the machine and bit-equal at every

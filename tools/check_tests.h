@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
- * check.h: what a test of kvcheck is, and what it is given: one policy of one file, a seed, a place
- * for files, and ways to say what was found. Tests run in a process of their own (check_run.c) and
- * know nothing of options or reports. */
-#ifndef KVC_CHECK_H
-#define KVC_CHECK_H
+ * check_tests.h: what a test of kvcheck is, and what it is given: one policy of one file, a seed, a
+ * place for files, and ways to say what was found. Tests run in a process of their own
+ * (check_run.c) and know nothing of options or reports. */
+#ifndef KVC_CHECK_TESTS_H
+#define KVC_CHECK_TESTS_H
 
 #include "kvc/kvc.h"
 
