@@ -75,18 +75,14 @@ bool kvc__budget_read(const char *text, int64_t *out) {
 
 /* Percent with as many decimals as there are. */
 static void share_text(uint64_t amount, char out[KVC__BUDGET_TEXT]) {
-    int decimals = N_DECIMAL;
-    uint64_t rest = amount % PERCENT;
-    while (decimals > 0 && rest % 10 == 0) {
-        rest /= 10;
-        decimals--;
+    snprintf(out, KVC__BUDGET_TEXT, "%u.%04u", (unsigned)(amount / PERCENT),
+             (unsigned)(amount % PERCENT));
+    size_t n = strlen(out);
+    while (out[n - 1] == '0') {
+        n--;
     }
-    const unsigned long long whole = amount / PERCENT;
-    if (decimals == 0) {
-        snprintf(out, KVC__BUDGET_TEXT, "%llu%%", whole);
-    } else {
-        snprintf(out, KVC__BUDGET_TEXT, "%llu.%0*llu%%", whole, decimals, (unsigned long long)rest);
-    }
+    n -= out[n - 1] == '.';
+    memcpy(out + n, "%", 2);
 }
 
 /* Bytes in the largest unit that leaves no rest. */

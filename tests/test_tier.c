@@ -96,9 +96,10 @@ static uint64_t least_of(const char *stages, const char *tier) {
 }
 
 START_TEST(the_limit_is_kept) {
-    static const char *const stages[] = {"", "quant8+", "t_mass:budget=100+"};
+    static const char *const stages[] = {"", "quant8+", "t_mass:budget=100+", "snapkv:budget=100+"};
+    static const char *const bare[] = {"", "quant8", "t_mass:budget=100", "snapkv:budget=100"};
     const uint64_t least = least_of(stages[_i], "t_tier");
-    feed_base(_i == 0 ? "" : _i == 1 ? "quant8" : "t_mass:budget=100");
+    feed_base(bare[_i]);
     uint64_t before = UINT64_MAX;
     for (uint64_t more = 0; more <= 1000000; more += 200000) {
         char spec[128];
@@ -156,7 +157,7 @@ static uint32_t step_from(uint32_t nth) {
 }
 
 static const char *const failing[] = {"", "quant8+", "window:size=100:sinks=4+",
-                                      "t_mass:budget=100+quant8+"};
+                                      "t_mass:budget=100+quant8+", "snapkv:budget=100+quant8+"};
 
 /* Feeds token by token behind a prompt until a call fails; answers its status, KVC_OK when none
  * does. *at: tokens that the session had then. */
@@ -407,12 +408,12 @@ int main(void) {
     tcase_set_timeout(tc, 300);
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_test(tc, pages_leave_memory);
-    tcase_add_loop_test(tc, the_limit_is_kept, 0, 3);
+    tcase_add_loop_test(tc, the_limit_is_kept, 0, 4);
     tcase_add_loop_test(tc, the_limit_is_kept_on_a_disk, 0, 3);
-    tcase_add_loop_test(tc, a_failing_call_is_undone, 0, 8);
+    tcase_add_loop_test(tc, a_failing_call_is_undone, 0, 10);
     tcase_add_loop_test(tc, a_refused_page_takes_no_memory, 0, 4);
-    tcase_add_loop_test(tc, lost_pages_are_computed_again, 0, 4);
-    tcase_add_loop_test(tc, lost_for_good, 0, 4);
+    tcase_add_loop_test(tc, lost_pages_are_computed_again, 0, 5);
+    tcase_add_loop_test(tc, lost_for_good, 0, 5);
     tcase_add_loop_test(tc, a_broken_tier_kills, 0, 8);
     tcase_add_test(tc, forks_share_a_tier);
     tcase_add_test(tc, forks_are_saved_side_by_side);

@@ -45,7 +45,7 @@ static const struct rule {
     {"snapkv:budget=128", "", SNAPKV, 128, 0, 0, 0, 32, 7, 0, 0, false},
     {"snapkv:budget=100:window=8:kernel=5:pool=max", "", SNAPKV, 100, 0, 0, 0, 8, 5, 1, 0, false},
     {"snapkv:budget=200:window=100:kernel=1", "+quant8", SNAPKV, 200, 0, 0, 0, 100, 1, 0, 0, false},
-    {"snapkv:budget=128:pyramid=4", "", SNAPKV, 128, 0, 0, 0, 32, 7, 0, 4, false},
+    {"snapkv:budget=102:pyramid=3", "", SNAPKV, 102, 0, 0, 0, 32, 7, 0, 3, false},
     {"snapkv:budget=128:pyramid=20", "+quant8+t_tier", SNAPKV, 128, 0, 0, 0, 32, 7, 0, 20, false},
     {"snapkv:budget=33", "+t_tier", SNAPKV, 33, 0, 0, 0, 32, 7, 0, 0, false},
 };
