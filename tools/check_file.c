@@ -243,22 +243,35 @@ static void judge_name(chk *c, const char *name) {
     }
 }
 
-static void say_list(chk *c, const kvc_policies *list, char kind) {
+static void say_json(chk *c, const kvc_policies *list) {
     char *text = NULL;
     size_t n = 0;
     FILE *f = open_memstream(&text, &n);
     if (f == NULL) {
         return;
     }
-    if (kind == CHK_TABLE) {
-        (void)cmp_list_json(f, list);
-    } else {
-        cmp_list_text(f, list);
-    }
-    if (fclose(f) == 0) {
-        c->put(c->put_ctx, kind, text);
+    const int rc = cmp_list_json(f, list);
+    if (fclose(f) == 0 && rc == 0) {
+        c->put(c->put_ctx, CHK_TABLE, text);
     }
     free(text);
+}
+
+/* What a sound policy says of itself. */
+static void say_policy(chk *c, const kvc_policies *list, uint32_t i, const kvc_policy_info *info) {
+    chk_info(c, "%s %s, ABI %u, %s: %s", info->name, info->version, info->abi, info->license,
+             info->summary);
+    for (uint32_t k = 0; k < info->n_param; k++) {
+        const kvc_param *p = NULL;
+        char line[1024];
+        if (kvc_policies_param(list, i, k, &p) == KVC_OK) {
+            cmp_list_param(p, line, sizeof line);
+            chk_info(c, "%s", line);
+        }
+    }
+    if ((info->caps & ~(uint64_t)(KVC_CAP_CHUNK_INVARIANT | KVC_CAP_LOSSLESS)) != 0) {
+        chk_warn(c, "%s claims capabilities that this host doesn't know", info->name);
+    }
 }
 
 /* Every table of the file, as the library reads it. */
@@ -280,13 +293,15 @@ void chk_file_table(chk *c) {
         (void)kvc_policies_get(list, i, &info);
         if (info.status < 0) {
             chk_fail(c, "%s (%s)", info.error, kvc_status_name(info.status));
-        } else if (n == 1) {
+            continue;
+        }
+        say_policy(c, list, i, &info);
+        if (n == 1) {
             judge_name(c, info.name);
         }
     }
     if (list != NULL) {
-        say_list(c, list, CHK_TABLE);
-        say_list(c, list, CHK_LIST);
+        say_json(c, list);
     }
     kvc_policies_close(list);
     kvc_params_destroy(p);

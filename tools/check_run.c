@@ -41,10 +41,9 @@ static bool note_add(chk_result *r, char kind, const char *text, size_t n) {
 
 /* Takes a record in. */
 static void accept(chk_result *r, char kind, const char *text, size_t n) {
-    char **keep = kind == CHK_TABLE ? &r->table : kind == CHK_LIST ? &r->list : NULL;
-    if (keep != NULL) {
-        free(*keep);
-        *keep = strndup(text, n);
+    if (kind == CHK_TABLE) {
+        free(r->table);
+        r->table = strndup(text, n);
     } else if (kind != CHK_DONE) {
         (void)note_add(r, kind, text, n);
     }
@@ -71,7 +70,6 @@ void chk_result_free(chk_result *r) {
     }
     free(r->note);
     free(r->table);
-    free(r->list);
     memset(r, 0, sizeof *r);
 }
 

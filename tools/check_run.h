@@ -23,8 +23,8 @@ typedef struct chk_result {
     double seconds;
     bool hidden; /* ran for what it says of the file, and wasn't asked for */
     uint32_t n_note;
-    chk_note *note;     /* [n_note] */
-    char *table, *list; /* CHK_TABLE, CHK_LIST: texts, or NULL */
+    chk_note *note; /* [n_note] */
+    char *table;    /* of CHK_TABLE, or NULL */
 } chk_result;
 
 /** What a test is run on. */

@@ -45,8 +45,9 @@ static int32_t damaged_read(void *ctx, void *bytes, size_t n) {
         shim.damage = shim.damage * 6364136223846793005u + 1442695040888963407u;
         const uint64_t r = shim.damage >> 33;
         if (r % 16 == 0) {
-            p[i] = (r >> 8) % 2 != 0 ? (unsigned char)(p[i] ^ 1u << (r >> 9) % 8)
-                                     : extreme[(r >> 9) % sizeof extreme];
+            const unsigned flipped = p[i] ^ 1u << (r >> 9) % 8;
+            const unsigned far = extreme[(r >> 9) % sizeof extreme];
+            p[i] = (unsigned char)((r >> 8) % 2 != 0 ? flipped : far);
         }
     }
     return rc;

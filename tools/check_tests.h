@@ -18,7 +18,6 @@ enum {
     CHK_FAIL = 'F',  /* breaks the contract */
     CHK_SKIP = 'S',  /* why there was nothing to test */
     CHK_TABLE = 'T', /* the policies of the file as JSON, schema kvcompare-list/1 */
-    CHK_LIST = 'L',  /* the same for a person */
     CHK_DONE = 'D'   /* the test came to its end */
 };
 

@@ -91,12 +91,17 @@ static void range_text(const kvc_param *p, char *buf, size_t cap) {
     }
 }
 
-static void param_line(FILE *out, const kvc_param *p) {
-    char line[1024], def[256], range[512];
+void cmp_list_param(const kvc_param *p, char *buf, size_t cap) {
+    char def[256], range[512];
     value_text(p, &p->def, def, sizeof def);
     range_text(p, range, sizeof range);
-    snprintf(line, sizeof line, "%s=%s (%s%s%s; %s)", p->name, def, type_name(p->type),
+    snprintf(buf, cap, "%s=%s (%s%s%s; %s)", p->name, def, type_name(p->type),
              p->unit != NULL ? ", " : "", p->unit != NULL ? p->unit : "", range);
+}
+
+static void param_line(FILE *out, const kvc_param *p) {
+    char line[1024];
+    cmp_list_param(p, line, sizeof line);
     cmp_text_wrap(out, "  ", line, WIDTH);
     cmp_text_wrap(out, "      ", p->help != NULL ? p->help : "", WIDTH);
 }

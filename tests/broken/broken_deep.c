@@ -298,22 +298,22 @@ static const kvc_policy_api api = {.struct_size = sizeof api,
 #define CAPS KVC_CAP_CHUNK_INVARIANT
 #endif
 
-static const kvc_policy policy = {
-    .struct_size = sizeof policy,
-    .abi = KVC_POLICY_ABI,
-    .abi_min = KVC_POLICY_ABI_MIN,
-    .n_param = 1,
-    .param_stride = sizeof params[0],
-    .caps = CAPS,
-    .name = BROKEN_NAME,
-    .version = "1.0.0",
-    .summary = "test: breaks a promise",
-    .license = "MIT",
-    .param = params,
-    .api = &api,
+#define POLICY(word)                                                                               \
+    {                                                                                              \
+        .struct_size = sizeof(kvc_policy), .abi = KVC_POLICY_ABI, .abi_min = KVC_POLICY_ABI_MIN,   \
+        .n_param = 1, .param_stride = sizeof params[0], .caps = CAPS, .name = word,                \
+        .version = "1.0.0", .summary = "test: breaks a promise", .license = "MIT",                 \
+        .param = params, .api = &api                                                               \
+    }
+
+static const kvc_policy policy[] = {
+    POLICY(BROKEN_NAME),
+#if defined(BROKEN_DEEP_PAIR)
+    POLICY(BROKEN_NAME "-2"), /* sound: a file may hold several */
+#endif
 };
 
 KVC_POLICY_EXPORT const kvc_policy *kvc_policy_entry(uint32_t host_abi, uint32_t index) {
     (void)host_abi;
-    return index == 0 ? &policy : NULL;
+    return index < sizeof policy / sizeof policy[0] ? &policy[index] : NULL;
 }

@@ -8,7 +8,7 @@ set(KVC_BROKEN_CASES
     create_nomem decode_fails encode_fails end_fails endless keep_in_begin
     deep_accepts deep_bounded deep_chunks deep_code deep_constructor deep_crashes
     deep_entries deep_exits deep_exports deep_fork deep_global deep_links deep_load
-    deep_lossless deep_lost deep_malloc deep_mute deep_nomem deep_overrun deep_prints
+    deep_lossless deep_lost deep_malloc deep_mute deep_nomem deep_overrun deep_pair deep_prints
     deep_repeat deep_shapes deep_size deep_sound deep_threads deep_truncate
     hangs keep_order keep_range keep_unsaid leaks name_bad name_long name_null
     name_other no_api no_create no_summary no_symbol nothing

@@ -208,7 +208,7 @@ END
 }
 
 # Cases that keep the contract, whatever their names say.
-harmless='deep_sound nothing plan_answers visible_future visible_none'
+harmless='deep_pair deep_sound nothing plan_answers visible_future visible_none'
 
 # Each case runs the tests that are to find it, a harmless one all; then its lines are looked up.
 zoo() {
@@ -254,6 +254,14 @@ for file in os.listdir(sys.argv[3]):
         say(case, "has no line in this script")
 sys.exit(wrong)
 END
+}
+
+several() {
+    code 0 "$broken/b_deep_pair.so:value=9" --test meaning/runs -o json
+    holds '[p["name"] for p in f[0]["policies"]] == ["b_deep_pair", "b_deep_pair-2"]'
+    holds 'all(p["tests"][0]["outcome"] == "passed" for p in f[0]["policies"])'
+    code 0 "$broken/b_deep_pair.so" --test meaning/runs
+    says 'policy b_deep_pair-2'
 }
 
 hang() {
@@ -316,6 +324,7 @@ mkdir "$TMPDIR"
 usage
 sound
 zoo
+several
 hang
 files
 interrupt
