@@ -516,6 +516,43 @@ START_TEST(all_pages_are_full) {
 }
 END_TEST
 
+/* Logits are asked for in the middle of a prompt: those tokens choose their pages, those behind
+ * them read everything again, in one call as in many. */
+START_TEST(phases_do_not_depend_on_calls) {
+    enum { FIRST_WANTED = 576, END_WANTED = 590, LAST = 620 };
+    static int32_t token[LAST];
+    static uint8_t want[LAST];
+    static const uint32_t chunks[] = {LAST, 64, 1};
+    kvc_model *m = util_model("tiny-q8_0.gguf", 2, 0);
+    const uint32_t vocab = util_vocab(m);
+    float *first = malloc(vocab * sizeof *first);
+    util_tokens(token, LAST, vocab, 3);
+    for (uint32_t i = 0; i < LAST; i++) {
+        want[i] = (i >= FIRST_WANTED && i < END_WANTED) || i + 1 == LAST;
+    }
+    for (int c = 0; c < 3; c++) {
+        kvc_session *s = util_session(m, "quest:share=10:least=1:dense=0", "f32", LAST);
+        for (uint32_t i = 0; i < LAST; i += chunks[c]) {
+            kvc_run run = {.struct_size = sizeof run,
+                           .wants = KVC_WANT_LIST,
+                           .session = s,
+                           .token = token + i,
+                           .want = want + i,
+                           .n_token = chunks[c] < LAST - i ? chunks[c] : LAST - i};
+            ck_assert_int_eq(kvc_decode(&run, 1, sizeof run), KVC_OK);
+            if (i + run.n_token == LAST && c == 0) {
+                memcpy(first, kvc_session_logits(s, run.n_logits - 1), vocab * sizeof *first);
+            } else if (i + run.n_token == LAST) {
+                util_same(first, kvc_session_logits(s, run.n_logits - 1), 1, vocab, "phases");
+            }
+        }
+        kvc_session_close(s);
+    }
+    free(first);
+    kvc_model_close(m);
+}
+END_TEST
+
 /* Pages that a tier brings back while n tokens follow a prompt of two thousand. */
 static uint64_t n_brought(kvc_model *m, const char *spec, uint32_t n) {
     enum { PROMPT_TOKENS = 2000 };
@@ -557,6 +594,7 @@ int main(void) {
     tcase_add_test(tc, odd_numbers_and_unknown_pages);
     tcase_add_test(tc, what_it_refuses);
     tcase_add_test(tc, all_pages_are_full);
+    tcase_add_test(tc, phases_do_not_depend_on_calls);
     tcase_add_test(tc, chosen_pages_alone_are_brought);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
