@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * stack.h: the stages of a session: made from a spec, their plans merged into one, their hooks
- * called. The one place that calls a policy's functions (pages apart: codec.h, tier.h). It never asks
- * which policy it has. */
+ * called. The one place that calls a policy's functions (pages apart: codec.h, tier.h). It never
+ * asks which policy it has. */
 #ifndef KVC_STACK_H
 #define KVC_STACK_H
 
@@ -175,5 +175,7 @@ void kvc__stack_bytes(const kvc__stack *s, uint64_t *memory, uint64_t *disk);
 
 /** The host table of a stage (host.c). */
 void kvc__host_init(kvc__stage *stage, const kvc__stack_env *env);
+/** The extension KVC_HOST_MATH, whose ctx is a stage (host_math.c). */
+extern const kvc_host_math kvc__host_math;
 
 #endif
