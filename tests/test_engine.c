@@ -27,13 +27,19 @@ static const char *const specs[] = {
     "quant8:hadamard=off",
     "window:size=100:sinks=4+quant8",
     "window:size=90:sinks=3:positions=cache+quant8",
+    "quant4",
+    "kivi:bits=2",
+    "window:size=100:sinks=4+kivi",
     "t_mass:budget=100",
     "t_mass:budget=100+quant8",
+    "t_mass:budget=100+quant4",
     "t_codec",
     "t_pages:pages=2",
     "t_pages:pages=2+quant8",
     "t_tier",
     "quant8+t_tier",
+    "quant4+offload:dir=/tmp",
+    "kivi+offload:dir=/tmp",
     "window:size=100:sinks=4:positions=cache+quant8+t_tier",
     "t_mass:budget=100+quant8+t_tier",
     "t_pages:pages=2+t_tier",
@@ -228,6 +234,8 @@ START_TEST(policies_that_mean_the_same) {
         {"window:size=100:sinks=4+quant8+t_tier", "window:size=100:sinks=4+quant8"},
         {"t_mass:budget=100+t_tier", "t_mass:budget=100"},
         {"t_pages:pages=2+quant8+t_tier", "t_pages:pages=2+quant8"},
+        {"quant4+offload:dir=/tmp", "quant4"},
+        {"kivi+offload:dir=/tmp", "kivi"},
     };
     enum { N_PAIR = sizeof pairs / sizeof *pairs };
     const size_t n = (size_t)_i;
@@ -267,6 +275,8 @@ START_TEST(policies_that_differ_do) {
                                         "window:size=100",
                                         "quant8",
                                         "quant8:hadamard=off",
+                                        "quant4",
+                                        "kivi",
                                         "t_mass:budget=100",
                                         "t_pages:pages=1",
                                         "window:size=100:positions=cache"};
@@ -375,7 +385,7 @@ int main(int argc, char **argv) {
     tcase_add_loop_test(tc, company_does_not_matter, 0, GRID);
     tcase_add_loop_test(tc, truncation_and_replay_do_not_matter, 0, GRID);
     tcase_add_loop_test(tc, truncation_forgets_the_tail, 0, GRID);
-    tcase_add_loop_test(tc, policies_that_mean_the_same, 0, (int)(N_MODEL * 36));
+    tcase_add_loop_test(tc, policies_that_mean_the_same, 0, (int)(N_MODEL * 40));
     tcase_add_test(tc, policies_that_differ_do);
     tcase_add_loop_test(tc, levels_are_equal, 0, (int)N_MODEL);
     return run(suite, CK_NORMAL);
