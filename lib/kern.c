@@ -6,6 +6,7 @@
 #include "cpu.h"
 #include "half.h"
 #include "kern_level.h"
+#include "pack.h"
 
 const kvc__kern *kvc__kern_level(int level) {
     switch (level) {
@@ -27,8 +28,9 @@ size_t kvc__tile_bytes(const kvc__mat *w) {
     return (size_t)w->n_col * KVC__GROUP * sizeof(float);
 }
 
-size_t kvc__i8_bytes(uint32_t dim) {
-    return (size_t)KVC__ENTRIES * (sizeof(uint16_t) + dim);
+size_t kvc__pack_bytes(const kvc_packing *p) {
+    const pack_layout l = pack_layout_of(p);
+    return pack_bytes(&l);
 }
 
 uint16_t kvc__f16(float x) {

@@ -177,5 +177,7 @@ void kvc__stack_bytes(const kvc__stack *s, uint64_t *memory, uint64_t *disk);
 
 /** The host table of a stage (host.c). */
 void kvc__host_init(kvc__stage *stage, const kvc__stack_env *env);
+/** The extension KVC_HOST_MATH, whose ctx is a stage (host_math.c). */
+extern const kvc_host_math kvc__host_math;
 
 #endif

@@ -106,6 +106,10 @@ INLINE vf vf_butterfly(vf x, uint32_t h) {
     }
 }
 
+INLINE vf vf_pick(vf table, vi index) {
+    return _mm512_permutexvar_ps(index, table);
+}
+
 INLINE float vf_sum(vf x) {
     __m256 a = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
     __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));

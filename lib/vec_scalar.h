@@ -137,6 +137,15 @@ INLINE vf vf_butterfly(vf x, uint32_t h) {
     return r;
 }
 
+/* Lane by lane the element of the table that the low 4 bits of the index say. */
+INLINE vf vf_pick(vf table, vi index) {
+    vf r;
+    EACH {
+        r.l[l] = table.l[index.u[l] & 15];
+    }
+    return r;
+}
+
 /* The tree of kern.h. */
 INLINE float vf_sum(vf x) {
     for (uint32_t h = 8; h > 0; h /= 2) {

@@ -31,6 +31,8 @@ static const char *const specs[] = {
     "none",
     "quant8",
     "quant8:hadamard=off",
+    "quant4",
+    "kivi:bits=2",
     "window:size=100",
     "window:size=100:positions=cache",
     "window:size=100+quant8",

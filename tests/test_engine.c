@@ -27,13 +27,19 @@ static const char *const specs[] = {
     "quant8:hadamard=off",
     "window:size=100:sinks=4+quant8",
     "window:size=90:sinks=3:positions=cache+quant8",
+    "quant4",
+    "kivi:bits=2",
+    "window:size=100:sinks=4+kivi",
     "t_mass:budget=100",
     "t_mass:budget=100+quant8",
+    "t_mass:budget=100+quant4",
     "t_codec",
     "t_pages:pages=2",
     "t_pages:pages=2+quant8",
     "t_tier",
     "quant8+t_tier",
+    "quant4+offload:dir=/tmp",
+    "kivi+offload:dir=/tmp",
     "window:size=100:sinks=4:positions=cache+quant8+t_tier",
     "t_mass:budget=100+quant8+t_tier",
     "t_pages:pages=2+t_tier",
@@ -213,7 +219,7 @@ START_TEST(truncation_forgets_the_tail) {
 }
 END_TEST
 
-#define N_PAIR 28u
+#define N_PAIR 30u
 
 START_TEST(policies_that_mean_the_same) {
     if (left_out(_i, 25)) {
@@ -248,6 +254,8 @@ START_TEST(policies_that_mean_the_same) {
         {"h2o:budget=128+quant8+offload:dir=/tmp", "h2o:budget=128+quant8"},
         {"tova:budget=25%+t_tier", "tova:budget=25%"},
         {"snapkv:budget=128+quant8+t_tier", "snapkv:budget=128+quant8"},
+        {"quant4+offload:dir=/tmp", "quant4"},
+        {"kivi+offload:dir=/tmp", "kivi"},
     };
     _Static_assert(sizeof pairs / sizeof *pairs == N_PAIR, "the loop takes all pairs");
     const size_t n = (size_t)_i;
@@ -287,6 +295,8 @@ START_TEST(policies_that_differ_do) {
                                         "window:size=100",
                                         "quant8",
                                         "quant8:hadamard=off",
+                                        "quant4",
+                                        "kivi",
                                         "t_mass:budget=100",
                                         "t_pages:pages=1",
                                         "quest:least=1:dense=0",

@@ -438,6 +438,16 @@ END_TEST
 
 /* ---- int8 pages */
 
+static kvc_packing i8_packing(uint32_t dim) {
+    return (kvc_packing){
+        .struct_size = sizeof(kvc_packing), .dim = dim, .bits = 8, .group_entry = 1};
+}
+
+static size_t i8_bytes(uint32_t dim) {
+    const kvc_packing p = i8_packing(dim);
+    return kvc__pack_bytes(&p);
+}
+
 static float i8_scale(const uint8_t *p, uint32_t e) {
     uint16_t h;
     memcpy(&h, p + 2 * e, sizeof h);
@@ -451,25 +461,27 @@ static int i8_at(const uint8_t *p, uint32_t dim, uint32_t e, uint32_t d, int key
 
 /* Packs rows of every size, stride floats apart, at every level. */
 static void fill_i8(uint64_t *seed, uint32_t dim, int keys) {
+    const kvc_packing p = i8_packing(dim);
     util_fill(seed, rows, (size_t)E * dim, 1.0f);
     for (uint32_t e = 0; e < E; e += 7) {
         fill_kind(seed, rows + (size_t)e * dim, dim, e);
     }
     EACH_LEVEL(l, k) {
-        (keys ? k->i8_pack_k : k->i8_pack_v)(rows, dim, dim, page[l]);
-        ck_assert_mem_eq(page[l], page[0], kvc__i8_bytes(dim));
+        (keys ? k->pack_k : k->pack_v)(&p, rows, dim, page[l]);
+        ck_assert_mem_eq(page[l], page[0], i8_bytes(dim));
     }
 }
 
 START_TEST(i8_pages_pack_and_unpack) {
     const uint32_t dim = dims[_i];
+    const kvc_packing p = i8_packing(dim);
     uint64_t seed = 10;
-    ck_assert_uint_eq(kvc__i8_bytes(dim), 128 + 64 * dim);
+    ck_assert_uint_eq(i8_bytes(dim), 128 + 64 * dim);
     for (int round = 0; round < 12; round++) {
         const int keys = round % 2;
         fill_i8(&seed, dim, keys);
         EACH_LEVEL(l, k) {
-            (keys ? k->i8_unpack_k : k->i8_unpack_v)(page[l], dim, out[l]);
+            (keys ? k->unpack_k : k->unpack_v)(&p, page[l], out[l]);
         }
         check_levels((size_t)E * dim);
         for (uint32_t e = 0; e < E; e++) {
@@ -493,10 +505,11 @@ END_TEST
 
 /* Tame rows for what is computed from a page: sums of infinities say nothing. */
 static void fill_tame_i8(uint64_t *seed, uint32_t dim, int keys) {
+    const kvc_packing p = i8_packing(dim);
     util_fill(seed, rows, (size_t)E * dim, 1.0f);
     memset(rows + (size_t)5 * dim, 0, dim * sizeof *rows);
     EACH_LEVEL(l, k) {
-        (keys ? k->i8_pack_k : k->i8_pack_v)(rows, dim, dim, page[l]);
+        (keys ? k->pack_k : k->pack_v)(&p, rows, dim, page[l]);
     }
 }
 
@@ -522,6 +535,7 @@ static float want_score_q(const float *q, uint32_t dim, uint32_t e) {
 
 START_TEST(i8_scores_are_exact) {
     const uint32_t dim = dims[_i];
+    const kvc_packing p = i8_packing(dim);
     uint64_t seed = 11;
     fill_tame_i8(&seed, dim, 1);
     util_fill(&seed, query, (size_t)MAX_Q * dim, 3.0f);
@@ -529,8 +543,8 @@ START_TEST(i8_scores_are_exact) {
     for (uint32_t n_q = 1; n_q <= MAX_Q; n_q++) {
         EACH_LEVEL(l, k) {
             float f[MAX_Q * E], q[MAX_Q * E];
-            k->i8_score_f(page[l], dim, query, n_q, f);
-            k->i8_score_q(page[l], dim, query, n_q, q);
+            k->pack_score_f(&p, page[l], query, n_q, f);
+            k->pack_score_q(&p, page[l], query, n_q, q);
             for (uint32_t i = 0; i < n_q * E; i++) {
                 const float *row = query + i / E * dim;
                 util_check(f[i] == want_score_f(row, dim, i % E));
@@ -543,18 +557,19 @@ END_TEST
 
 START_TEST(i8_mixes_are_exact) {
     const uint32_t dim = dims[_i];
+    const kvc_packing p = i8_packing(dim);
     uint64_t seed = 12;
     fill_tame_i8(&seed, dim, 0);
     util_fill(&seed, weight, MAX_Q * E, 1.0f);
     for (uint32_t n_q = 1; n_q <= MAX_Q; n_q++) {
         EACH_LEVEL(l, k) {
             memset(out[l], 0, (size_t)MAX_Q * dim * sizeof out[l][0]);
-            k->i8_mix(page[l], dim, weight, n_q, out[l]);
+            k->pack_mix(&p, page[l], weight, n_q, out[l]);
             for (uint32_t i = 0; i < n_q * dim; i++) {
                 float acc = 0.0f;
                 for (uint32_t e = 0; e < E; e++) {
-                    const float p = weight[i / dim * E + e] * i8_scale(page[0], e);
-                    acc = fmaf(p, (float)i8_at(page[0], dim, e, i % dim, 0), acc);
+                    const float w = weight[i / dim * E + e] * i8_scale(page[0], e);
+                    acc = fmaf(w, (float)i8_at(page[0], dim, e, i % dim, 0), acc);
                 }
                 util_check(out[l][i] == acc);
             }
@@ -566,16 +581,17 @@ END_TEST
 /* Queries and weights that are not finite go through without harm, alike at all levels. */
 START_TEST(i8_kernels_bear_extremes) {
     const uint32_t dim = dims[_i];
+    const kvc_packing p = i8_packing(dim);
     uint64_t seed = 13;
     for (uint32_t round = 0; round < 12; round++) {
         fill_i8(&seed, dim, 1);
         fill_kind(&seed, query, 3 * dim, round);
         fill_kind(&seed, weight, 3 * E, round);
         EACH_LEVEL(l, k) {
-            k->i8_score_q(page[l], dim, query, 3, out[l]);
-            k->i8_score_f(page[l], dim, query, 3, out[l] + 3 * E);
+            k->pack_score_q(&p, page[l], query, 3, out[l]);
+            k->pack_score_f(&p, page[l], query, 3, out[l] + 3 * E);
             memset(out[l] + 6 * E, 0, 3 * dim * sizeof **out);
-            k->i8_mix(page[l], dim, weight, 3, out[l] + 6 * E);
+            k->pack_mix(&p, page[l], weight, 3, out[l] + 6 * E);
         }
         check_levels((size_t)6 * E + 3 * dim);
     }

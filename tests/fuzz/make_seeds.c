@@ -451,11 +451,11 @@ static void make_codecs(void) {
     uint8_t in[80] = {0};
     char name[32];
     uint64_t state = 5;
-    for (uint32_t i = 0; i < 16; i++) {
+    for (uint32_t i = 0; i < 32; i++) {
         const uint8_t head[] = {(uint8_t)i, (uint8_t)(i * 5), (uint8_t)(32 - i)};
         memcpy(in, head, sizeof head);
         for (size_t j = 3; j < sizeof in; j++) {
-            in[j] = i < 8 ? (uint8_t)next_random(&state) : (uint8_t)(0x7f + j % 3 * 0x40);
+            in[j] = i % 16 < 8 ? (uint8_t)next_random(&state) : (uint8_t)(0x7f + j % 3 * 0x40);
         }
         snprintf(name, sizeof name, "format-%02u", (unsigned)i);
         save("fuzz_codec", name, in, sizeof in);

@@ -176,7 +176,9 @@ void tiny_put_model(bytes *b, const tiny_shape *s) {
 
 #define POLICIES(X)                                                                                \
     X(none)                                                                                        \
-    X(full) X(window) X(h2o) X(tova) X(snapkv) X(quant8) X(t_mass) X(t_codec) X(t_pages) X(t_tier)
+    X(full)                                                                                        \
+    X(window) X(h2o) X(tova) X(snapkv) X(quant8) X(quant4) X(kivi) X(t_mass) X(t_codec) X(t_pages) \
+        X(t_tier)
 #define DECLARE(name) const kvc_policy *fuzz_entry_##name(uint32_t host_abi, uint32_t index);
 POLICIES(DECLARE)
 
