@@ -105,7 +105,7 @@ void chk_meaning_clear(chk *c) {
 /* ---------------------------------------------------------------- full */
 
 static void fill(chk *c, kvc_model *model, const char *stack) {
-    enum { FULL = 130, BACK = 100 };
+    enum { FULL = CHK_CTX + 2, BACK = 290 };
     const chk_way way = {.n_prompt = FULL - 2, .n_step = 2};
     const chk_way again = {.n_prompt = FULL - BACK - 2, .n_step = 2};
     const int32_t *text = chk_text(c, 0);

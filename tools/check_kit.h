@@ -36,7 +36,9 @@ void chk_memory_judge(chk *c, const char *when);
 /** The shape of most tests: three layers of two KV heads for two query heads each. */
 extern const chk_shape chk_base;
 
-/** Tokens of a test's text. */
+/** Positions of a small session: a quarter of them is more than a page, so that budgets that are a
+ * share of the context work. */
+#define CHK_CTX     320u
 #define CHK_N_TOKEN 4352u
 
 /** Params that find the policy, kvcheck's own stages, and installed policies. counted: memory is

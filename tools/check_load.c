@@ -96,7 +96,7 @@ bool chk_prepare(chk *c) {
     }
     kvc_model *model = chk_open_model(c, &chk_base, 1);
     chk_shim_cold(true);
-    kvc_session *s = model != NULL ? chk_open(c, model, c->spec, "f32", 256) : NULL;
+    kvc_session *s = model != NULL ? chk_open(c, model, c->spec, "f32", CHK_CTX) : NULL;
     if (s != NULL) {
         list_stacks(c, model);
     }

@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { N_CTX = 192, N_PROMPT = 90, MAX_FAILURE = 5000 };
+enum { N_CTX = CHK_CTX, N_PROMPT = 90, MAX_FAILURE = 5000 };
 
 #define FILE_NAME "session"
 

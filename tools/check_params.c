@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N_CTX = 256, N_RANDOM = 200 };
+enum { N_CTX = CHK_CTX, N_RANDOM = 200 };
 
 /* Where in its range a value is taken. */
 enum { AT_DEFAULT, AT_LEAST, AT_MOST, AT_RANDOM };
