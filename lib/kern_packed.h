@@ -19,19 +19,18 @@ INLINE vf pack_widen(uint32_t bits, vi x) {
  * entries may have another query: block floats behind. */
 INLINE void pack_score_word(uint32_t bits, uint32_t n_q, const uint8_t *word, const float *q,
                             size_t stride, size_t block, uint32_t left, vf acc[PAGE_ROWS][4]) {
-    UNROLL for (uint32_t k = 0; k < 32 / bits; k++) {
-        if (k >= left) {
-            break;
-        }
-        vf kv[4];
-        UNROLL for (uint32_t v = 0; v < 4; v++) {
-            kv[v] = pack_widen(bits, vi_shr(vi_load(word + 64 * v), bits * (k / 4) + 8 * (k % 4)));
-        }
-        UNROLL for (uint32_t i = 0; i < n_q; i++) {
-            vf lower = vf_set1(q[i * stride + k]);
-            vf upper = block == 0 ? lower : vf_set1(q[i * stride + block + k]);
+    for (uint32_t shift = 0; shift < 8 && left > 0; shift += bits, left -= 4, q += 4) {
+        UNROLL for (uint32_t k = 0; k < 4; k++) {
+            vf kv[4];
             UNROLL for (uint32_t v = 0; v < 4; v++) {
-                acc[i][v] = vf_fma(v < 2 ? lower : upper, kv[v], acc[i][v]);
+                kv[v] = pack_widen(bits, vi_shr(vi_load(word + 64 * v), shift + 8 * k));
+            }
+            UNROLL for (uint32_t i = 0; i < n_q; i++) {
+                vf lower = vf_set1(q[i * stride + k]);
+                vf upper = block == 0 ? lower : vf_set1(q[i * stride + block + k]);
+                UNROLL for (uint32_t v = 0; v < 4; v++) {
+                    acc[i][v] = vf_fma(v < 2 ? lower : upper, kv[v], acc[i][v]);
+                }
             }
         }
     }
