@@ -381,7 +381,10 @@ START_TEST(going_back_takes_new_bounds) {
         ck_assert_int_eq(policy()->api->truncate(self, (int32_t)to[t]), KVC_OK);
         for (uint32_t i = 0; i < N_LAYER * 2; i++) {
             for (uint32_t pos = to[t]; pos < 700; pos++) {
-                w.key[i / 2][i % 2][pos][below(16)] = (float)below(7) - 3;
+                for (uint32_t d = 0; d < w.dim; d++) { /* each page of another size */
+                    const uint32_t size = 1 + (pos / KVC_PAGE * 5 + d + (uint32_t)t * 3) % 7;
+                    w.key[i / 2][i % 2][pos][d] = (float)below(1 + 2 * size) - (float)size;
+                }
             }
         }
         append(self, 700 - to[t]);
