@@ -590,7 +590,8 @@ START_TEST(hostile_state_does_no_harm) {
         const kvc__stage *st = s->stack.stage[0];
         memset(room, i % 3 == 0 ? 0xff : 0x3c, ROOM); /* not a number, or one */
         for (size_t lane = 0, at = 0; lane < N_LANE; lane++) {
-            const int32_t n = head[1] - head[0] < 8 ? head[1] - head[0] : 8;
+            int64_t n = (int64_t)head[1] - head[0];
+            n = n < 8 ? n : 8;
             memcpy(room + at, head, sizeof head);
             at += sizeof head + (head[0] >= 0 && n > 0 && n <= 8 ? (size_t)n * 64 * 4 : 0);
         }
