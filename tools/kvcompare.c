@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT
- * kvcompare.c: compares KV cache policies. Options, text, model, the two passes, the report, the
- * gates: in this order, each its own file, put together here. It uses the public API alone. */
+ * kvcompare.c: compares KV cache policies; `bench` is a subcommand of its own (bench.h). Options,
+ * text, model, the two passes, the report, the gates: in this order, each its own file, put
+ * together here. It uses the public API alone. */
+#include "bench.h"
 #include "interrupt.h"
 #include "measure.h"
 #include "options.h"
@@ -275,6 +277,9 @@ static int run(const cmp_options *o, kvc_params *params) {
 }
 
 int main(int argc, char **argv) {
+    if (argc > 1 && strcmp(argv[1], "bench") == 0) {
+        return cmp_bench_main(argc - 1, argv + 1);
+    }
     cmp_options options;
     cmp_options_parse(argc, argv, &options);
     int code = CMP_EXIT_FAILED;

@@ -35,6 +35,7 @@ static const char doc[] =
     "  kvcompare --list\n"
     "  kvcompare -m model.gguf -p full,window:size=256:sinks=4,quant8\n"
     "  kvcompare -m model.gguf -p quant8 -o json --fail-if 'quant8.kld.mean>1e-4'\n"
+    "  kvcompare bench --help    speed at depth, beside the limits of the machine\n"
     "\v"
     "LIST is separated by commas. A policy may have parameters, window:size=256, and may be a "
     "stack "
