@@ -200,9 +200,8 @@ static int bench(cmp_bench *b, const cmp_machine *machine) {
     int32_t *token = malloc(n_token * sizeof *token);
     double *rate = calloc((size_t)n_row * o->rounds, sizeof *rate);
     b->row = calloc(n_row, sizeof *b->row);
-    b->probe = cmp_probe_open(b->info.n_threads);
     int code = 0;
-    if (token == NULL || rate == NULL || b->row == NULL || b->probe == NULL) {
+    if (token == NULL || rate == NULL || b->row == NULL) {
         code = cmp_complain(CMP_EXIT_FAILED, "out of memory");
     } else {
         fill_tokens(token, n_token, b->info.n_vocab, o->seed);

@@ -38,7 +38,7 @@ typedef struct cmp_bench {
     const cmp_bench_options *o;
     cmp_job job; /* model, params, context and error of its sessions */
     kvc_model_info info;
-    cmp_probe *probe;
+    cmp_probe *probe; /* made by cmp_bench_run(), closed by its caller */
     cmp_limits limits;
     const int32_t *token; /* [ctx + CMP_BENCH_MAX_SESSIONS] */
     uint32_t n_row;

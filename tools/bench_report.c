@@ -134,9 +134,13 @@ static void write_title(FILE *out, const cmp_bench *b, const cmp_machine *m, int
              b->info.name[0] != '\0' ? b->info.name : b->o->model, b->info.arch, b->info.weights,
              (double)b->info.file_bytes / (1024.0 * 1024.0));
     cmp_text_wrap(out, "  model    ", line, WIDTH);
-    snprintf(line, sizeof line, "%s, %ld cores, %u threads, %s",
+    char load[32] = "";
+    if (m->load >= 0) {
+        snprintf(load, sizeof load, ", load %.1f", m->load);
+    }
+    snprintf(line, sizeof line, "%s, %ld cores, %u threads, %s%s",
              m->cpu[0] != '\0' ? m->cpu : "unknown processor", m->n_core, b->info.n_threads,
-             kvc_cpu_level());
+             kvc_cpu_level(), load);
     cmp_text_wrap(out, "  machine  ", line, WIDTH);
     limits_text(b, line, sizeof line);
     cmp_text_wrap(out, "  limits   ", line, WIDTH);

@@ -28,6 +28,7 @@ typedef struct subject {
 typedef struct team {
     subject *s;
     uint32_t n;
+    uint32_t n_past; /* where the sessions came from */
     kvc_session *session[CMP_BENCH_MAX_SESSIONS];
 } team;
 
@@ -115,18 +116,21 @@ static int32_t open_base(cmp_bench *b, subject *s) {
     return KVC_OK;
 }
 
-/* Gives the sessions of a run back. */
+/* Gives the sessions of a run back. What a truncation costs comes with the next call, which is not
+ * timed; so does its failure. */
 static void leave(team *t) {
     for (uint32_t i = 0; i < t->n; i++) {
         if (t->session[i] != t->s->base[i]) {
             cmp_session_close(t->session[i]);
+        } else {
+            (void)kvc_session_truncate(t->session[i], t->n_past);
         }
     }
     t->n = 0;
 }
 
-/* Session i of a run, at n_past tokens. */
-static int32_t enter(cmp_bench *b, team *t, uint32_t i, uint32_t n_past) {
+/* Session i of a run. */
+static int32_t enter(cmp_bench *b, team *t, uint32_t i) {
     subject *s = t->s;
     if (s->forks) {
         const int32_t rc = kvc_session_fork(s->base[i], &t->session[i]);
@@ -140,17 +144,16 @@ static int32_t enter(cmp_bench *b, team *t, uint32_t i, uint32_t n_past) {
         s->forks = 0;
     }
     t->session[i] = s->base[i];
-    const int32_t rc = kvc_session_truncate(s->base[i], n_past);
-    return rc < 0 ? fail(b, s->spec, s->base[i], rc) : rc;
+    return KVC_OK;
 }
 
 /* A run of n sessions at that depth, the clock about to start. */
 static int32_t begin(cmp_bench *b, team *t, subject *s, uint32_t n, uint32_t depth,
                      uint32_t wants) {
-    *t = (team){.s = s};
+    *t = (team){.s = s, .n_past = depth > 0 ? depth - 1 : 0};
     uint64_t ignored = 0;
     for (uint32_t i = 0; i < n; i++) {
-        const int32_t rc = enter(b, t, i, depth > 0 ? depth - 1 : 0);
+        const int32_t rc = enter(b, t, i);
         if (rc < 0) {
             leave(t);
             return rc;
@@ -267,9 +270,6 @@ static int32_t reach(cmp_bench *b, subject *s, uint32_t depth) {
         if (s->transient && depth > CMP_TRANSIENT_CTX) {
             return rc;
         }
-        if (rc >= 0 && kvc_session_n_past(s->base[i]) > n_past) {
-            rc = kvc_session_truncate(s->base[i], n_past);
-        }
         if (rc < 0) {
             return b->job.error[0] != '\0' ? rc : fail(b, s->spec, s->base[i], rc);
         }
@@ -320,6 +320,14 @@ int32_t cmp_bench_run(cmp_bench *b) {
     int32_t rc = KVC_OK;
     for (uint32_t i = 0; i < n_spec; i++) {
         all[i] = (subject){.spec = b->o->spec[i], .row = b->row + i * (b->n_row / n_spec)};
+    }
+    /* A policy that can't be opened is refused before anything is measured. */
+    for (uint32_t i = 0; rc >= 0 && i < n_spec; i++) {
+        rc = open_base(b, &all[i]);
+    }
+    if (rc >= 0) {
+        b->probe = cmp_probe_open(b->info.n_threads);
+        rc = b->probe != NULL ? KVC_OK : fail(b, "limits", NULL, KVC_E_NOMEM);
     }
     for (uint32_t k = 0; rc >= 0 && k < b->o->n_depth; k++) {
         /* Again at each depth: what else the machine does hides a limit for minutes. */
