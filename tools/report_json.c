@@ -60,7 +60,7 @@ static int add_figure(json_t *policy, const cmp_row *row, unsigned i) {
 /* A stage's bytes, its time on the clock and among workers, and what it says it did. */
 static json_t *stage_object(const cmp_stage *s) {
     return json_pack("{s:o, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I}",
-                     "name", text(s->name), "memory_bytes", (json_int_t)s->memory_bytes,
+                     "name", cmp_json_text(s->name), "memory_bytes", (json_int_t)s->memory_bytes,
                      "peak_bytes", (json_int_t)s->peak_bytes, "payload_bytes",
                      (json_int_t)s->payload_bytes, "disk_bytes", (json_int_t)s->disk_bytes,
                      "stored_bytes", (json_int_t)s->stored_bytes, "hook_ms",
