@@ -3,6 +3,7 @@
  * and encode of any numbers. Every kernel level gives the same bits. The input: dims, format, way
  * to compute, then bytes that are repeated over pages and operands. */
 #include "codec.h"
+#include "cpu.h"
 #include "fuzz.h"
 #include "params.h"
 #include "stack.h"
@@ -126,12 +127,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
                                    .dim_v = 4 * (1 + fuzz_u8(&in) % 33),
                                    .scale = 1};
     const char *spec = specs[how % N_SPEC];
-    struct results r[2] = {{0}, {0}};
+    struct results r[KVC__LEVEL_AVX512 + 1] = {{0}};
     size_t page_bytes = 0;
     uint32_t n = 0;
     kvc__mem mem;
     kvc__mem_init(&mem, NULL, NULL);
-    for (int level = 0; level <= 2; level += 2) {
+    for (int level = 0; level <= KVC__LEVEL_AVX512; level++) {
         const kvc__kern *kern = kvc__kern_level(level);
         kvc__stack st = {0};
         if (kern != NULL && make_stack(&mem, kern, spec, &layer, how / N_SPEC % 2, &st)) {
@@ -141,8 +142,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             kvc__stack_destroy(&st);
         }
     }
-    if (n == 2) {
-        compare(&r[0], &r[1], page_bytes, spec);
+    for (uint32_t i = 1; i < n; i++) {
+        compare(&r[0], &r[i], page_bytes, spec);
     }
     for (uint32_t i = 0; i < n; i++) {
         free(r[i].block);
