@@ -12,6 +12,8 @@ const kvc__kern *kvc__kern_level(int level) {
     switch (level) {
     case KVC__LEVEL_SCALAR:
         return kvc__kern_scalar();
+    case KVC__LEVEL_AVX2:
+        return kvc__cpu_best() >= KVC__LEVEL_AVX2 ? kvc__kern_avx2() : NULL;
     case KVC__LEVEL_AVX512:
         return kvc__cpu_best() >= KVC__LEVEL_AVX512 ? kvc__kern_avx512() : NULL;
     default:

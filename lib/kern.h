@@ -19,7 +19,7 @@
 /** A level's kernels. All are [any]: no state but their arguments. Buffers are 4-byte aligned at
  * least; packed pages and weights 64-byte. No overlap unless said. */
 typedef struct kvc__kern {
-    const char *name; /* "scalar", "avx512" */
+    const char *name; /* "scalar", "avx2", "avx512" */
 
     /* ---- products: out[t, row] for rows of groups [g0, g1) and all a->n tokens; out is [n,
      * out_stride], written only at rows < w->n_row. mm_q (Q8_0, Q4_0, Q4_1): blocks ascending; acc

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * bench_kern.c: speed of the kernels: multiply-adds and bytes per second, per level, on one and two
  * threads. Weights are larger than the caches, so figures of few tokens show the memory, those of
- * many the arithmetic. Not a test: it checks nothing. Usage: bench_kern [scalar] */
+ * many the arithmetic. Not a test: it checks nothing. Usage: [KVC_CPU=level] bench_kern [what] */
 #include "kern.h"
 
 #include "cpu.h"
@@ -118,11 +118,14 @@ static void line(const job *j, const char *what, uint32_t n_tok, double macs, do
            macs / t[0] * 1e-9, macs / t[1] * 1e-9, bytes / t[0] * 1e-9, bytes / t[1] * 1e-9);
 }
 
+static const char *only = ""; /* what is measured begins with this */
+
 /* n_row 0: as many as WEIGHTS holds. */
 static void bench_product(job *j, const char *what, uint32_t type, int q, uint32_t n_tok,
                           uint32_t n_row) {
     double t[2];
-    if (kvc__mat_init(&j->mat, type, 16, N_COL, NULL) != KVC_OK) {
+    if (strncmp(what, only, strlen(only)) != 0 ||
+        kvc__mat_init(&j->mat, type, 16, N_COL, NULL) != KVC_OK) {
         return;
     }
     j->mat.n_group = n_row > 0 ? n_row / 16 : (uint32_t)(WEIGHTS / j->mat.group_bytes);
@@ -141,6 +144,9 @@ static void bench_product(job *j, const char *what, uint32_t type, int q, uint32
 
 static void bench_pages(job *j, const char *what, size_t half, uint32_t n_q) {
     double t[2];
+    if (strncmp(what, only, strlen(only)) != 0) {
+        return;
+    }
     j->n_q = n_q;
     j->page_bytes = 2 * half;
     j->run = run_pages;
@@ -211,6 +217,9 @@ static void bench_level(job *j) {
     for (uint32_t n_q = 1; n_q <= 48; n_q = n_q == 1 ? 3 : n_q + 45) {
         bench_formats(j, n_q);
     }
+    if (only[0] != 0) {
+        return;
+    }
     double t[2];
     j->run = run_softmax;
     t[0] = t[1] = measure(j, 1, 1);
@@ -219,9 +228,8 @@ static void bench_level(job *j) {
 }
 
 int main(int argc, char **argv) {
-    const int only_scalar = argc > 1 && strcmp(argv[1], "scalar") == 0;
-    job j = {0};
-    j.k = only_scalar ? kvc__kern_level(KVC__LEVEL_SCALAR) : kvc__kern_get();
+    job j = {.k = kvc__kern_get()};
+    only = argc > 1 ? argv[1] : only;
     kvc__fp_enter();
     j.page = room(WEIGHTS);
     j.out = room(WEIGHTS / 4);

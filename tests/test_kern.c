@@ -1,15 +1,20 @@
 /* SPDX-License-Identifier: MIT
  * test_kern.c: every kernel but the products (test_mat.c) against plain sums in double, and the
  * levels against each other bit for bit, over grids of shapes, ordinary and extreme values. */
+#define _GNU_SOURCE /* MAP_ANONYMOUS */
 #include "kern_util.h"
 
 #include "kvc/policy.h"
 
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #define MAX_DIM 256u
 #define MAX_Q   13u
 #define E       KVC__ENTRIES
+
+#define MAP_BYTES ((size_t)1 << 16) /* a mapping for one buffer; multiples of any page's size */
+#define MAP_GUARD ((size_t)1 << 16)
 
 /* Heads' sizes: real ones, the least, and ones with ragged tails. */
 static const uint32_t dims[] = {4, 8, 12, 16, 20, 36, 64, 68, 80, 100, 128, 252, 256};
@@ -555,6 +560,30 @@ START_TEST(i8_scores_are_exact) {
 }
 END_TEST
 
+/* A page that came from elsewhere may hold any byte, -128 too, against the largest queries. */
+START_TEST(i8_scores_bear_every_byte) {
+    const uint32_t dim = dims[_i];
+    uint64_t seed = 14;
+    for (uint32_t round = 0; round < 8; round++) {
+        fill_tame_i8(&seed, dim, 1);
+        for (uint32_t i = 0; i < E * dim; i++) {
+            const uint8_t b = (uint8_t)util_rand(&seed);
+            page[0][2 * E + i] = round % 2 ? b : b & 1 ? 0x80 : 0x7f;
+        }
+        for (uint32_t i = 0; i < MAX_Q * dim; i++) {
+            query[i] = round < 4 ? util_unit(&seed) : util_rand(&seed) & 1 ? 1.0f : -1.0f;
+        }
+        EACH_LEVEL(l, k) {
+            float s[MAX_Q * E];
+            k->i8_score_q(page[0], dim, query, MAX_Q, s);
+            for (uint32_t i = 0; i < MAX_Q * E; i++) {
+                util_check(s[i] == want_score_q(query + i / E * dim, dim, i % E));
+            }
+        }
+    }
+}
+END_TEST
+
 START_TEST(i8_mixes_are_exact) {
     const uint32_t dim = dims[_i];
     const kvc_packing p = i8_packing(dim);
@@ -598,6 +627,89 @@ START_TEST(i8_kernels_bear_extremes) {
 }
 END_TEST
 
+/* ---- ends of rows */
+
+/* Buffers that end where the next byte is no memory: size bytes, to be given back by map_drop(). */
+static void *map_make(size_t size) {
+    uint8_t *p = mmap(NULL, MAP_BYTES + MAP_GUARD, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ck_assert_ptr_ne(p, MAP_FAILED);
+    ck_assert_int_eq(mprotect(p + MAP_BYTES, MAP_GUARD, PROT_NONE), 0);
+    ck_assert(size <= MAP_BYTES);
+    return p + MAP_BYTES - size;
+}
+
+static void map_drop(void *end, size_t size) {
+    ck_assert_int_eq(munmap((uint8_t *)end + size - MAP_BYTES, MAP_BYTES + MAP_GUARD), 0);
+}
+
+static void rows_within(const kvc__kern *k, uint32_t n) {
+    float *x = map_make(n * sizeof *x), *y = map_make(n * sizeof *y);
+    uint64_t seed = 15;
+    util_fill(&seed, y, n, 1.0f);
+    k->rms_norm(y, y, n, 1e-5f, x);
+    k->add(x, y, n);
+    k->scale(x, 0.5f, n);
+    k->axpy(0.5f, y, x, n);
+    k->silu_mul(x, y, n);
+    k->hadamard(x, n % 4 == 0 ? 4 : 1, n);
+    map_drop(x, n * sizeof *x);
+    map_drop(y, n * sizeof *y);
+}
+
+/* Row 63 is the last of a page: what is read or written behind it is no memory. */
+static void plain_page_within(const kvc__kern *k, uint32_t type, uint32_t dim) {
+    const size_t size = (size_t)E * dim * (type == KVC_TYPE_F32 ? 4 : 2);
+    float *x = map_make(dim * sizeof *x), *o = map_make((size_t)E * dim * sizeof *o);
+    void *p = map_make(size);
+    uint64_t seed = 16;
+    util_fill(&seed, x, dim, 1.0f);
+    k->put_k(type, x, dim, 63, p);
+    k->put_v(type, x, dim, 63, p);
+    k->get_k(type, p, dim, o);
+    k->get_v(type, p, dim, o);
+    memcpy(o, x, dim * sizeof *x);
+    k->score(type, p, dim, x, 1, out[0], E);
+    k->mix(type, p, dim, weight, E, 1, x);
+    map_drop(x, dim * sizeof *x);
+    map_drop(o, (size_t)E * dim * sizeof *o);
+    map_drop(p, size);
+}
+
+static void i8_page_within(const kvc__kern *k, uint32_t dim) {
+    const size_t size = kvc__i8_bytes(dim), all = (size_t)E * dim * sizeof(float);
+    float *x = map_make(dim * sizeof *x), *o = map_make(all);
+    void *p = map_make(size);
+    uint64_t seed = 17;
+    util_fill(&seed, x, dim, 1.0f);
+    util_fill(&seed, o, (size_t)E * dim, 1.0f);
+    k->i8_pack_k(o, dim, dim, p);
+    k->i8_unpack_k(p, dim, o);
+    k->i8_score_f(p, dim, x, 1, out[0]);
+    k->i8_score_q(p, dim, x, 1, out[0]);
+    k->i8_pack_v(o, dim, dim, p);
+    k->i8_unpack_v(p, dim, o);
+    k->i8_mix(p, dim, weight, 1, x);
+    map_drop(x, dim * sizeof *x);
+    map_drop(o, all);
+    map_drop(p, size);
+}
+
+START_TEST(nothing_behind_the_end_is_touched) {
+    EACH_LEVEL(l, k) {
+        for (uint32_t n = 1; n <= 40; n++) {
+            rows_within(k, n);
+        }
+        for (uint32_t dim = 4; dim <= 84; dim += 4) {
+            for (uint32_t t = 0; t < 3; t++) {
+                plain_page_within(k, types[t], dim);
+            }
+            i8_page_within(k, dim);
+        }
+    }
+}
+END_TEST
+
 /* ---- levels */
 
 START_TEST(levels_are_chosen) {
@@ -607,6 +719,18 @@ START_TEST(levels_are_chosen) {
     ck_assert_ptr_eq(kvc__kern_get(), kvc__kern_level(kvc__cpu_level()));
     ck_assert_int_eq(setenv("KVC_CPU", "scalar", 1), 0);
     ck_assert_str_eq(kvc__kern_get()->name, "scalar");
+    for (uint32_t i = 0; i < N_LEVEL; i++) {
+        const kvc__kern *k = util_level(i), *below = i > 0 ? util_level(i - 1) : k;
+        const char *const name[N_LEVEL] = {"scalar", "avx2", "avx512"};
+        ck_assert_int_eq(setenv("KVC_CPU", name[i], 1), 0);
+        if (k != NULL) {
+            ck_assert_str_eq(k->name, name[i]);
+            ck_assert_ptr_eq(kvc__kern_get(), k);
+            ck_assert_ptr_nonnull(below); /* a machine has the levels below its best */
+        } else {
+            ck_assert_int_eq(kvc__cpu_level(), kvc__cpu_best());
+        }
+    }
     ck_assert_int_eq(setenv("KVC_CPU", "abacus", 1), 0);
     ck_assert_int_eq(kvc__cpu_level(), kvc__cpu_best());
     ck_assert_int_eq(unsetenv("KVC_CPU"), 0);
@@ -646,8 +770,10 @@ static void add_pages(Suite *s) {
     tcase_add_loop_test(c, plain_mixes_are_exact, 0, N_DIM);
     tcase_add_loop_test(c, i8_pages_pack_and_unpack, 0, N_DIM);
     tcase_add_loop_test(c, i8_scores_are_exact, 0, N_DIM);
+    tcase_add_loop_test(c, i8_scores_bear_every_byte, 0, N_DIM);
     tcase_add_loop_test(c, i8_mixes_are_exact, 0, N_DIM);
     tcase_add_loop_test(c, i8_kernels_bear_extremes, 0, N_DIM);
+    tcase_add_test(c, nothing_behind_the_end_is_touched);
     suite_add_tcase(s, c);
 }
 

@@ -65,8 +65,8 @@ KVC_API const char *kvc_status_name(int32_t status);
 KVC_API const char *kvc_status_text(int32_t status);
 /** KVC_VERSION_STRING of the library that runs. Static. */
 KVC_API const char *kvc_version(void);
-/** The kernel level in use on this machine: "scalar" or "avx512"; the environment variable KVC_CPU
- * forces one. */
+/** The kernel level in use on this machine: "scalar", "avx2" or "avx512"; the environment variable
+ * KVC_CPU forces one that the machine has. */
 KVC_API const char *kvc_cpu_level(void);
 
 /* ---------------------------------------------------------------- params */

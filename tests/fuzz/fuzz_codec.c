@@ -4,6 +4,7 @@
  * (bits 0, 1 and 4) and way to compute (bit 2), dims, then bytes that are repeated over pages and
  * operands. */
 #include "codec.h"
+#include "cpu.h"
 #include "fuzz.h"
 #include "params.h"
 #include "stack.h"
@@ -128,12 +129,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
                                    .dim_v = 4 * (1 + fuzz_u8(&in) % 33),
                                    .scale = 1};
     const char *spec = specs[how % 4 + how / 16 % 2 * 4];
-    struct results r[2] = {{0}, {0}};
+    struct results r[KVC__LEVEL_AVX512 + 1] = {{0}};
     size_t page_bytes = 0;
     uint32_t n = 0;
     kvc__mem mem;
     kvc__mem_init(&mem, NULL, NULL);
-    for (int level = 0; level <= 2; level += 2) {
+    for (int level = 0; level <= KVC__LEVEL_AVX512; level++) {
         const kvc__kern *kern = kvc__kern_level(level);
         kvc__stack st = {0};
         if (kern != NULL && make_stack(&mem, kern, spec, &layer, how / 4 % 2, &st)) {
@@ -143,8 +144,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             kvc__stack_destroy(&st);
         }
     }
-    if (n == 2) {
-        compare(&r[0], &r[1], page_bytes, spec);
+    for (uint32_t i = 1; i < n; i++) {
+        compare(&r[0], &r[i], page_bytes, spec);
     }
     for (uint32_t i = 0; i < n; i++) {
         free(r[i].block);
