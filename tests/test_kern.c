@@ -563,6 +563,7 @@ END_TEST
 /* A page that came from elsewhere may hold any byte, -128 too, against the largest queries. */
 START_TEST(i8_scores_bear_every_byte) {
     const uint32_t dim = dims[_i];
+    const kvc_packing p = i8_packing(dim);
     uint64_t seed = 14;
     for (uint32_t round = 0; round < 8; round++) {
         fill_tame_i8(&seed, dim, 1);
@@ -575,7 +576,7 @@ START_TEST(i8_scores_bear_every_byte) {
         }
         EACH_LEVEL(l, k) {
             float s[MAX_Q * E];
-            k->i8_score_q(page[0], dim, query, MAX_Q, s);
+            k->pack_score_q(&p, page[0], query, MAX_Q, s);
             for (uint32_t i = 0; i < MAX_Q * E; i++) {
                 util_check(s[i] == want_score_q(query + i / E * dim, dim, i % E));
             }
@@ -676,23 +677,38 @@ static void plain_page_within(const kvc__kern *k, uint32_t type, uint32_t dim) {
     map_drop(p, size);
 }
 
-static void i8_page_within(const kvc__kern *k, uint32_t dim) {
-    const size_t size = kvc__i8_bytes(dim), all = (size_t)E * dim * sizeof(float);
-    float *x = map_make(dim * sizeof *x), *o = map_make(all);
-    void *p = map_make(size);
+static void packed_page_within(const kvc__kern *k, const kvc_packing *p) {
+    const size_t size = kvc__pack_bytes(p), all = (size_t)E * p->dim * sizeof(float);
+    float *x = map_make(p->dim * sizeof *x), *o = map_make(all);
+    void *page_of = map_make(size);
     uint64_t seed = 17;
-    util_fill(&seed, x, dim, 1.0f);
-    util_fill(&seed, o, (size_t)E * dim, 1.0f);
-    k->i8_pack_k(o, dim, dim, p);
-    k->i8_unpack_k(p, dim, o);
-    k->i8_score_f(p, dim, x, 1, out[0]);
-    k->i8_score_q(p, dim, x, 1, out[0]);
-    k->i8_pack_v(o, dim, dim, p);
-    k->i8_unpack_v(p, dim, o);
-    k->i8_mix(p, dim, weight, 1, x);
-    map_drop(x, dim * sizeof *x);
+    util_fill(&seed, x, p->dim, 1.0f);
+    util_fill(&seed, o, (size_t)E * p->dim, 1.0f);
+    k->pack_k(p, o, p->dim, page_of);
+    k->unpack_k(p, page_of, o);
+    k->pack_score_f(p, page_of, x, 1, out[0]);
+    k->pack_score_q(p, page_of, x, 1, out[0]);
+    k->pack_v(p, o, p->dim, page_of);
+    k->unpack_v(p, page_of, o);
+    k->pack_mix(p, page_of, weight, 1, x);
+    map_drop(x, p->dim * sizeof *x);
     map_drop(o, all);
-    map_drop(p, size);
+    map_drop(page_of, size);
+}
+
+/* Each kind of packing: by rows, by groups of a row, by channels. */
+static void packed_pages_within(const kvc__kern *k, uint32_t dim) {
+    kvc_packing p = i8_packing(dim);
+    packed_page_within(k, &p);
+    p.flags = KVC_PACK_ZERO;
+    p.bits = 4;
+    p.group_dim = 16;
+    packed_page_within(k, &p);
+    p.bits = 2;
+    packed_page_within(k, &p);
+    p.group_dim = 1;
+    p.group_entry = 32;
+    packed_page_within(k, &p);
 }
 
 START_TEST(nothing_behind_the_end_is_touched) {
@@ -704,7 +720,7 @@ START_TEST(nothing_behind_the_end_is_touched) {
             for (uint32_t t = 0; t < 3; t++) {
                 plain_page_within(k, types[t], dim);
             }
-            i8_page_within(k, dim);
+            packed_pages_within(k, dim);
         }
     }
 }
