@@ -178,6 +178,45 @@ static kvc_policy table(const char *name) {
                         .api = &api};
 }
 
+/* The first n bytes of a sound library, in a file of their own: what is loaded stays loaded. */
+static const char *cut_library(const uint8_t *bytes, size_t n) {
+    char name[64];
+    snprintf(name, sizeof name, "cut%zu.so", n);
+    const char *path = in(tmp, name);
+    FILE *f = fopen(path, "wb");
+    ck_assert_ptr_nonnull(f);
+    ck_assert_uint_eq(fwrite(bytes, 1, n, f), n);
+    fclose(f);
+    return path;
+}
+
+START_TEST(a_library_that_was_cut_is_refused) {
+    static uint8_t bytes[1 << 20];
+    FILE *f = fopen(in(plugins, "b_nothing.so"), "rb");
+    ck_assert_ptr_nonnull(f);
+    const size_t size = fread(bytes, 1, sizeof bytes, f);
+    fclose(f);
+    uint32_t n_cut = 0;
+    for (size_t n = 64; n < size; n += 500) {
+        const char *path = cut_library(bytes, n);
+        const int32_t rc = load_path(path);
+        ck_assert_int_eq(unlink(path), 0);
+        ck_assert_msg(rc == KVC_OK || err.text[0] != '\0', "%zu bytes: %d", n, (int)rc);
+        n_cut += strstr(err.text, "cut off") != NULL;
+    }
+    ck_assert_uint_gt(n_cut, 10);
+    /* Places of program headers that wrap or lie outside are no reason to end either. */
+    for (int i = 0; i < 3; i++) {
+        static const uint64_t place[] = {UINT64_MAX - 60, INT64_MAX, 1 << 30};
+        memcpy(bytes + 32, &place[i], sizeof place[i]);
+        const char *path = cut_library(bytes, size - 1 - (size_t)i);
+        ck_assert_int_eq(load_path(path), KVC_E_LOAD_OPEN);
+        said("cut off");
+        ck_assert_int_eq(unlink(path), 0);
+    }
+}
+END_TEST
+
 START_TEST(tables_of_a_later_header_are_cut_to_ours) {
     struct {
         kvc_param row;
@@ -685,6 +724,7 @@ int main(void) {
     tcase_add_test(t, a_sound_file_is_loaded_and_its_tables_copied);
     tcase_add_test(t, each_break_has_its_code_and_a_sentence_that_names_the_file);
     tcase_add_test(t, what_is_not_a_library_has_its_code);
+    tcase_add_test(t, a_library_that_was_cut_is_refused);
     tcase_add_test(t, tables_of_a_later_header_are_cut_to_ours);
     tcase_add_test(t, names_are_what_the_header_allows);
     tcase_add_test(t, each_row_of_a_table_is_checked);
