@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT
  * host_math.c: the extension KVC_HOST_MATH of a stage's host table: packed pages, by the kernels of
- * the level and the way to compute that the stage was made for. What a packing may be is decided in
- * check(); the other functions trust it, for they run for every page of every step. */
+ * the level and the way to compute that the stage was made for, and a choice among scores. What a
+ * packing may be is decided in check(); the other functions trust it, for they run for every page
+ * of every step. */
 #include "kern.h"
 #include "pack.h"
 #include "stack.h"
+#include "top.h"
 
 #include <string.h>
 
@@ -170,6 +172,14 @@ static uint32_t math_fields_v(void *ctx, const kvc_packing *p, uint32_t offset, 
     return fields(p, p->dim, offset, out);
 }
 
+/* ---------------------------------------------------------------- scores */
+
+static uint32_t math_top(void *ctx, const float *score, uint32_t n, uint32_t n_top,
+                         uint32_t *index) {
+    (void)ctx;
+    return kvc__top(score, n, n_top, index);
+}
+
 const kvc_host_math kvc__host_math = {.struct_size = sizeof(kvc_host_math),
                                       .check = math_check,
                                       .bytes = math_bytes,
@@ -182,4 +192,5 @@ const kvc_host_math kvc__host_math = {.struct_size = sizeof(kvc_host_math),
                                       .move_k = math_move_k,
                                       .move_v = math_move_v,
                                       .fields_k = math_fields_k,
-                                      .fields_v = math_fields_v};
+                                      .fields_v = math_fields_v,
+                                      .top = math_top};

@@ -11,8 +11,6 @@
  * late entries of much attention lose against early ones that had more time. */
 #include <kvc/policy.h>
 
-#include <string.h>
-
 enum { BUDGET, RECENT, AGE, N_PARAM }; /* rows of the table */
 
 static const kvc_param params[N_PARAM] = {
@@ -36,22 +34,16 @@ static const kvc_param params[N_PARAM] = {
              .def = {.i = 0}},
 };
 
-/* What a worker finds for one head. */
-typedef struct choice {
-    uint32_t n, n_keep; /* entries, and those to keep */
-    int32_t status;
-    uint32_t *key; /* [n_ctx] scores, then the numbers of what is kept */
-} choice;
-
 typedef struct h2o {
     const kvc_host *host;
     const kvc_host_store *store;
+    const kvc_host_math *math;
     uint32_t n_layer, n_ctx, most_head;
     uint32_t *n_head; /* [n_layer] KV heads */
     uint32_t recent;
     int age;
-    choice *choice; /* [most_head] */
-    uint32_t *key;  /* their memory */
+    float *score;    /* [most_head][n_ctx]; then, in their place, the numbers of what is kept */
+    int32_t *choice; /* [most_head] 1: of the head's entries, 0: all are kept; or a status */
     uint64_t n_evicted;
     /* of the tick at hand */
     uint32_t layer, keep;
@@ -71,23 +63,20 @@ static int32_t make_arrays(h2o *h, const kvc_shape *shape) {
         h->n_head[i] = kvc_shape_layer(shape, i)->n_head_kv;
         h->most_head = h->n_head[i] > h->most_head ? h->n_head[i] : h->most_head;
     }
+    h->score = array(h->host, (size_t)h->most_head * h->n_ctx, sizeof *h->score);
     h->choice = array(h->host, h->most_head, sizeof *h->choice);
-    h->key = array(h->host, (size_t)h->most_head * h->n_ctx, sizeof *h->key);
-    if (h->choice == NULL || h->key == NULL) {
-        return KVC_E_NOMEM;
-    }
-    for (uint32_t i = 0; i < h->most_head; i++) {
-        h->choice[i].key = h->key + (size_t)i * h->n_ctx;
-    }
-    return KVC_OK;
+    return h->score == NULL || h->choice == NULL ? KVC_E_NOMEM : KVC_OK;
 }
 
 static int32_t create(const kvc_host *host, const kvc_shape *shape, const kvc_value *value,
                       kvc_plan *plan, void **self) {
     const kvc_host_store *store = host->extension(host->ctx, KVC_HOST_STORE);
-    if (store == NULL || store->struct_size < sizeof *store) {
+    const kvc_host_math *math = host->extension(host->ctx, KVC_HOST_MATH);
+    if (store == NULL || store->struct_size < sizeof *store || math == NULL ||
+        math->struct_size < sizeof *math) {
         return host->fail(host->ctx, KVC_E_UNSUPPORTED,
-                          "this host lacks " KVC_HOST_STORE "; use h2o with a newer kvc");
+                          "this host lacks " KVC_HOST_STORE " or " KVC_HOST_MATH
+                          "; use h2o with a newer kvc");
     }
     h2o *h = array(host, 1, sizeof *h);
     if (h == NULL) {
@@ -96,6 +85,7 @@ static int32_t create(const kvc_host *host, const kvc_shape *shape, const kvc_va
     *self = h;
     h->host = host;
     h->store = store;
+    h->math = math;
     h->n_layer = shape->n_layer;
     h->n_ctx = shape->n_ctx;
     h->recent = (uint32_t)value[RECENT].i;
@@ -112,85 +102,45 @@ static void destroy(void *self) {
     h2o *h = self;
     const kvc_host *host = h->host;
     host->realloc(host->ctx, h->n_head, h->n_layer * sizeof *h->n_head, 0, 64);
+    host->realloc(host->ctx, h->score, (size_t)h->most_head * h->n_ctx * sizeof *h->score, 0, 64);
     host->realloc(host->ctx, h->choice, h->most_head * sizeof *h->choice, 0, 64);
-    host->realloc(host->ctx, h->key, (size_t)h->most_head * h->n_ctx * sizeof *h->key, 0, 64);
     host->realloc(host->ctx, h, sizeof *h, 0, 64);
 }
 
-/* The n_top-th largest of key[n], found bit by bit. */
-static uint32_t threshold(const uint32_t *key, uint32_t n, uint32_t n_top) {
-    uint32_t t = 0;
-    for (uint32_t bit = UINT32_C(1) << 31; bit != 0; bit >>= 1) {
-        uint32_t count = 0;
-        for (uint32_t i = 0; i < n; i++) {
-            count += key[i] >= (t | bit);
-        }
-        t |= count >= n_top ? bit : 0;
-    }
-    return t;
-}
-
-/* The numbers of the n_top largest of key[n], ascending, in their place; of equal ones the later.
- */
-static void choose_top(uint32_t *key, uint32_t n, uint32_t n_top) {
-    const uint32_t t = threshold(key, n, n_top);
-    uint32_t skip = 0, m = 0; /* of those equal to t the first are too many */
-    for (uint32_t i = 0; i < n; i++) {
-        skip += key[i] >= t;
-    }
-    skip -= n_top;
-    for (uint32_t i = 0; i < n; i++) {
-        if (key[i] > t || (key[i] == t && skip == 0)) {
-            key[m++] = i;
-        } else {
-            skip -= key[i] == t;
-        }
-    }
-}
-
-/* Scores of a head's first n entries as keys: floats that aren't negative are ordered as their bits
- * are. */
-static int32_t score(const h2o *h, uint32_t head, uint32_t n, uint32_t *key) {
+/* Scores of a head's first n entries. */
+static int32_t score(const h2o *h, uint32_t head, uint32_t n, float *out) {
     void *ctx = h->host->ctx;
-    float mass[KVC_PAGE];
     int32_t pos[KVC_PAGE];
-    for (uint32_t first = 0; first < n; first += KVC_PAGE) {
+    int32_t rc = h->store->get(ctx, h->layer, head, KVC_COLUMN_MASS, 0, n, out);
+    for (uint32_t first = 0; rc == KVC_OK && h->age && first < n; first += KVC_PAGE) {
         const uint32_t m = n - first < KVC_PAGE ? n - first : KVC_PAGE;
-        int32_t rc = h->store->get(ctx, h->layer, head, KVC_COLUMN_MASS, first, m, mass);
-        if (rc == KVC_OK && h->age) {
-            rc = h->store->pos(ctx, h->layer, head, first, m, pos);
+        rc = h->store->pos(ctx, h->layer, head, first, m, pos);
+        for (uint32_t i = 0; rc == KVC_OK && i < m; i++) {
+            out[first + i] /= (float)(h->end - pos[i]);
         }
-        if (rc < 0) {
-            return rc;
-        }
-        for (uint32_t i = 0; i < m && h->age; i++) {
-            mass[i] /= (float)(h->end - pos[i]);
-        }
-        memcpy(key + first, mass, m * sizeof *key);
     }
-    return KVC_OK;
+    return rc;
 }
 
 /* What a head keeps: the most recent entries, and of the others those of the largest score. */
 static void choose(void *arg, uint32_t head) {
     const h2o *h = arg;
-    choice *c = &h->choice[head];
-    c->n = c->n_keep = h->store->count(h->host->ctx, h->layer, head);
-    c->status = KVC_OK;
-    if (c->n <= h->keep) {
+    const uint32_t n = h->store->count(h->host->ctx, h->layer, head);
+    const uint32_t recent = h->recent > 0 ? h->recent : h->keep / 2, n_top = h->keep - recent;
+    h->choice[head] = KVC_OK;
+    if (n <= h->keep) {
         return;
     }
-    const uint32_t recent = h->recent > 0 ? h->recent : h->keep / 2;
-    const uint32_t n_old = c->n - recent, n_top = h->keep - recent;
-    c->status = score(h, head, n_old, c->key);
-    if (c->status < 0) {
-        return;
+    float *scores = h->score + (size_t)head * h->n_ctx;
+    uint32_t *kept = (uint32_t *)scores;
+    const int32_t rc = score(h, head, n - recent, scores);
+    if (rc == KVC_OK) {
+        h->math->top(h->host->ctx, scores, n - recent, n_top, kept);
     }
-    choose_top(c->key, n_old, n_top);
     for (uint32_t i = 0; i < recent; i++) {
-        c->key[n_top + i] = n_old + i;
+        kept[n_top + i] = n - recent + i;
     }
-    c->n_keep = h->keep;
+    h->choice[head] = rc < 0 ? rc : 1;
 }
 
 static int32_t page_end(void *self, const kvc_step *step, uint32_t layer) {
@@ -201,11 +151,12 @@ static int32_t page_end(void *self, const kvc_step *step, uint32_t layer) {
     h->end = step->pos + (int32_t)step->n;
     host->parallel_for(host->ctx, h->n_head[layer], choose, h);
     for (uint32_t head = 0; head < h->n_head[layer]; head++) {
-        const choice *c = &h->choice[head];
-        int32_t rc = c->status;
-        if (rc == KVC_OK && c->n_keep < c->n) {
-            rc = h->store->keep(host->ctx, layer, head, c->key, c->n_keep);
-            h->n_evicted += c->n - c->n_keep;
+        const uint32_t n = h->store->count(host->ctx, layer, head);
+        const uint32_t *kept = (const uint32_t *)(h->score + (size_t)head * h->n_ctx);
+        int32_t rc = h->choice[head];
+        if (rc > 0) {
+            rc = h->store->keep(host->ctx, layer, head, kept, h->keep);
+            h->n_evicted += n - h->keep;
         }
         if (rc < 0) {
             return rc;

@@ -16,6 +16,7 @@
 #include <kvc/policy.h>
 
 #include <float.h>
+#include <math.h>
 #include <string.h>
 
 enum { SHARE, LEAST, FIRST, RECENT, DENSE, BLOCK, PROMPT, N_PARAM }; /* rows of the table */
@@ -87,24 +88,23 @@ typedef struct layer {
 /* A lane's bounds lie as they are read: of WIDE blocks the greatest of element 0, their least, the
  * greatest of element 1, … */
 typedef struct lane {
-    float *bound;    /* [blocks / WIDE][dim][2][WIDE] */
-    uint32_t *key;   /* [n_page] of select(): scores in an order of integers */
-    uint32_t *order; /* [n_page] a copy, in disorder */
+    float *bound; /* [blocks / WIDE][dim][2][WIDE] */
+    float *score; /* [n_page] of select(); then, in their place, the numbers of what is read */
     uint64_t n_selected, n_skipped;
 } lane;
 
 typedef struct quest {
     const kvc_host *host;
     const kvc_host_store *store;
+    const kvc_host_math *math;
     uint32_t share, least, first, recent, prompt;
     uint32_t n_block; /* blocks of a page */
     uint32_t n_layer, n_lane, n_page;
     uint32_t n_head_kv, dim; /* the most of a layer */
     layer *layer;            /* [n_layer] */
     lane *lane;              /* [n_lane] */
-    float *data;             /* of all lanes, and rows */
+    float *data;             /* of all lanes, scores, and rows */
     size_t n_data;
-    uint32_t *key;   /* of all lanes */
     float *rows;     /* [n_head_kv][KVC_PAGE, dim] keys of the page that is looked at */
     int32_t *status; /* [n_head_kv] what became of it */
     struct {
@@ -232,94 +232,43 @@ static void score_blocks(const float *bound, const float *q, uint32_t dim, float
     memcpy(out, acc, sizeof acc);
 }
 
-/* A float's bits in an order of integers; what isn't a number comes first. */
-static uint32_t key_of(float x) {
-    uint32_t bits;
-    if (x != x) {
-        return UINT32_MAX - 1;
+/* score[] of pages [first, end): the best of their blocks for any head of the group. What isn't a
+ * number counts as infinite. */
+static void score_pages(const quest *q, const layer *y, lane *l, const float *query, uint32_t first,
+                        uint32_t end) {
+    for (uint32_t i = first; i < end; i++) {
+        l->score[i] = -INFINITY;
     }
-    memcpy(&bits, &x, sizeof bits);
-    return bits >> 31 != 0 ? ~bits : bits | 0x80000000u;
-}
-
-/* key[] of pages [0, n_page): the best of their blocks for any head of the group. */
-static void score_pages(const quest *q, const layer *y, lane *l, const float *query,
-                        uint32_t n_page) {
-    const uint32_t n_block = n_page * q->n_block;
-    memset(l->key, 0, n_page * sizeof *l->key);
-    for (uint32_t b = 0; b < n_block; b += WIDE) {
+    for (uint32_t b = first * q->n_block / WIDE * WIDE; b < end * q->n_block; b += WIDE) {
         for (uint32_t h = 0; h < y->n_group; h++) {
             float score[WIDE];
             score_blocks(bound_at(l, y->dim, b), query + (size_t)h * y->dim, y->dim, score);
-            for (uint32_t w = 0; w < WIDE && b + w < n_block; w++) {
-                uint32_t *key = &l->key[(b + w) / q->n_block];
-                const uint32_t k = key_of(score[w]);
-                *key = k > *key ? k : *key;
+            for (uint32_t w = 0; w < WIDE; w++) {
+                const uint32_t i = (b + w) / q->n_block;
+                if (i >= first && i < end && !(score[w] <= l->score[i])) {
+                    l->score[i] = isnan(score[w]) ? INFINITY : score[w];
+                }
             }
         }
     }
-}
-
-/* The k-th greatest of x[n], which is put in disorder; 1 <= k <= n. Hoare's selection. */
-static uint32_t greatest(uint32_t *x, uint32_t n, uint32_t k) {
-    uint32_t low = 0, high = n - 1;
-    while (low < high) {
-        const uint32_t pivot = x[low + (high - low) / 2];
-        uint32_t i = low, j = high;
-        for (;;) {
-            while (x[i] > pivot) {
-                i++;
-            }
-            while (x[j] < pivot) {
-                j--;
-            }
-            if (i >= j) {
-                break;
-            }
-            const uint32_t t = x[i];
-            x[i++] = x[j];
-            x[j--] = t;
-        }
-        /* Left of j and at it none is below the pivot, right of it none above. */
-        if (k - 1 <= j) {
-            high = j;
-        } else {
-            low = j + 1;
-        }
-    }
-    return x[low];
 }
 
 static uint32_t least_of(uint32_t a, uint32_t b) {
     return a < b ? a : b;
 }
 
-/* Clears the pages [c0, n_page) but the n_read of the greatest keys; of equal ones the later stay.
- */
-static void choose(lane *l, uint32_t c0, uint32_t n_page, uint32_t n_read, uint64_t *page) {
-    const uint32_t n = n_page - c0;
-    memcpy(l->order, l->key + c0, n * sizeof *l->order);
-    const uint32_t limit = greatest(l->order, n, n_read);
-    uint32_t above = 0;
-    for (uint32_t i = c0; i < n_page; i++) {
-        above += l->key[i] > limit;
+/* Clears the pages [first, end) but the n_read of the greatest scores; of equal ones the later
+ * stay. */
+static void choose(const quest *q, lane *l, uint32_t first, uint32_t end, uint32_t n_read,
+                   uint64_t *page) {
+    float *score = l->score + first;
+    uint32_t *read = (uint32_t *)score;
+    n_read = q->math->top(q->host->ctx, score, end - first, n_read, read);
+    for (uint32_t i = first; i < end; i++) {
+        page[i / 64] &= ~((uint64_t)1 << (i % 64));
     }
-    uint32_t equal = n_read - above;
-    for (uint32_t i = n_page; i-- > c0;) {
-        const uint32_t same = l->key[i] == limit && equal > 0;
-        equal -= same;
-        if (l->key[i] <= limit && same == 0) {
-            page[i / 64] &= ~((uint64_t)1 << (i % 64));
-        }
-    }
-}
-
-/* Which of the pages [c0, n_page) are read whatever their bounds say: their keys come first. */
-static void set_always(const quest *q, const layer *y, lane *l, uint32_t c0, uint32_t n_page) {
-    for (uint32_t i = c0; i < n_page; i++) {
-        if (i < q->first || n_page - i <= q->recent || i >= y->n_page) {
-            l->key[i] = UINT32_MAX;
-        }
+    for (uint32_t i = 0; i < n_read; i++) {
+        page[(first + read[i]) / 64] |= (uint64_t)1 << ((first + read[i]) % 64);
     }
 }
 
@@ -331,8 +280,10 @@ static int32_t select_pages(void *self, const kvc_rows *query, uint64_t *page, u
     const uint32_t end = (uint32_t)query->pos[0] + 1;
     const uint32_t hidden = y->window != 0 && end > y->window ? (end - y->window) / KVC_PAGE : 0;
     const uint32_t c0 = least_of(hidden, n_page), n = n_page - c0;
-    const uint32_t first = least_of(q->first > c0 ? q->first - c0 : 0, n);
-    const uint32_t always = first + least_of(q->recent, n - first);
+    /* Read whatever their bounds say: the first, the recent, and those without bounds. */
+    const uint32_t first = least_of(q->first > c0 ? q->first : c0, n_page);
+    const uint32_t known = least_of(n_page - least_of(q->recent, n_page), y->n_page);
+    const uint32_t last = known > first ? known : first, always = n - (last - first);
     uint32_t n_read = (uint32_t)(((uint64_t)n * q->share + 99) / 100);
     n_read = n_read < q->least ? q->least : n_read;
     n_read = n_read < always ? always : n_read;
@@ -343,13 +294,10 @@ static int32_t select_pages(void *self, const kvc_rows *query, uint64_t *page, u
     }
     l->n_selected += n_read;
     l->n_skipped += n - n_read;
-    if (n_read == 0) {
-        memset(page, 0, ((size_t)n_page + 63) / 64 * sizeof *page);
-        return KVC_OK;
+    if (n_read > always) {
+        score_pages(q, y, l, query->q, first, last);
     }
-    score_pages(q, y, l, query->q, least_of(n_page, y->n_page));
-    set_always(q, y, l, c0, n_page);
-    choose(l, c0, n_page, n_read, page);
+    choose(q, l, first, last, n_read - always, page);
     return KVC_OK;
 }
 
@@ -373,7 +321,7 @@ static void *array(const kvc_host *host, size_t n, size_t size) {
     return host->realloc(host->ctx, NULL, 0, n * size, 64);
 }
 
-/* Gives every lane its part of data and keys. */
+/* Gives every lane its part of data. */
 static void lanes_set(quest *q) {
     float *data = q->data;
     for (uint32_t i = 0; i < q->n_layer; i++) {
@@ -384,8 +332,8 @@ static void lanes_set(quest *q) {
                 l->bound = data;
                 data += lane_floats(q, y);
             }
-            l->key = q->key + (size_t)n * 2 * q->n_page;
-            l->order = l->key + q->n_page;
+            l->score = data;
+            data += q->n_page;
         }
     }
     q->rows = data;
@@ -403,17 +351,20 @@ static void layers_set(quest *q, const kvc_shape *shape, int64_t dense) {
                      .window = s->window,
                      .dense = i < dense};
         q->n_lane += s->n_head_kv;
-        q->n_data += s->n_head_kv * lane_floats(q, y);
+        q->n_data += s->n_head_kv * (lane_floats(q, y) + q->n_page);
         q->n_head_kv = s->n_head_kv > q->n_head_kv ? s->n_head_kv : q->n_head_kv;
         q->dim = s->dim_k > q->dim ? s->dim_k : q->dim;
     }
     q->n_data += (size_t)q->n_head_kv * KVC_PAGE * q->dim;
 }
 
-static int32_t check(const kvc_host *host, const kvc_host_store *store, const kvc_value *value) {
-    if (store == NULL || store->struct_size < sizeof *store) {
+static int32_t check(const kvc_host *host, const kvc_host_store *store, const kvc_host_math *math,
+                     const kvc_value *value) {
+    if (store == NULL || store->struct_size < sizeof *store || math == NULL ||
+        math->struct_size < sizeof *math) {
         return host->fail(host->ctx, KVC_E_UNSUPPORTED,
-                          "this host lacks " KVC_HOST_STORE "; use quest with a newer kvc");
+                          "this host lacks " KVC_HOST_STORE " or " KVC_HOST_MATH
+                          "; use quest with a newer kvc");
     }
     if (KVC_PAGE % value[BLOCK].i != 0) {
         return host->fail(host->ctx, KVC_E_PARAM,
@@ -425,7 +376,8 @@ static int32_t check(const kvc_host *host, const kvc_host_store *store, const kv
 static int32_t create(const kvc_host *host, const kvc_shape *shape, const kvc_value *value,
                       kvc_plan *plan, void **self) {
     const kvc_host_store *store = host->extension(host->ctx, KVC_HOST_STORE);
-    int32_t rc = check(host, store, value);
+    const kvc_host_math *math = host->extension(host->ctx, KVC_HOST_MATH);
+    int32_t rc = check(host, store, math, value);
     quest *q = rc < 0 ? NULL : array(host, 1, sizeof *q);
     if (q == NULL) {
         return rc < 0 ? rc : KVC_E_NOMEM;
@@ -433,6 +385,7 @@ static int32_t create(const kvc_host *host, const kvc_shape *shape, const kvc_va
     *self = q;
     q->host = host;
     q->store = store;
+    q->math = math;
     q->share = (uint32_t)value[SHARE].i;
     q->least = (uint32_t)value[LEAST].i;
     q->first = (uint32_t)value[FIRST].i;
@@ -448,9 +401,8 @@ static int32_t create(const kvc_host *host, const kvc_shape *shape, const kvc_va
     layers_set(q, shape, value[DENSE].i);
     q->lane = array(host, q->n_lane, sizeof *q->lane);
     q->data = array(host, q->n_data, sizeof *q->data);
-    q->key = array(host, (size_t)q->n_lane * 2 * q->n_page, sizeof *q->key);
     q->status = array(host, q->n_head_kv, sizeof *q->status);
-    if (q->lane == NULL || q->data == NULL || q->key == NULL || q->status == NULL) {
+    if (q->lane == NULL || q->data == NULL || q->status == NULL) {
         return KVC_E_NOMEM;
     }
     lanes_set(q);
@@ -464,7 +416,6 @@ static void destroy(void *self) {
     host->realloc(host->ctx, q->layer, q->n_layer * sizeof *q->layer, 0, 64);
     host->realloc(host->ctx, q->lane, q->n_lane * sizeof *q->lane, 0, 64);
     host->realloc(host->ctx, q->data, q->n_data * sizeof *q->data, 0, 64);
-    host->realloc(host->ctx, q->key, (size_t)q->n_lane * 2 * q->n_page * sizeof *q->key, 0, 64);
     host->realloc(host->ctx, q->status, q->n_head_kv * sizeof *q->status, 0, 64);
     host->realloc(host->ctx, q, sizeof *q, 0, 64);
 }

@@ -65,27 +65,21 @@ typedef struct lane {
     uint32_t wide;      /* floats of one position's queries */
     int32_t first, end; /* the prompt so far; first -1: none is being read */
     int32_t done;       /* the last prompt ended in front of it, and its queries are gone */
+    int32_t chosen;     /* of a prompt's end: 1 a choice was made, 0 all are kept; or a status */
 } lane;
-
-/* What a worker needs and finds for one head. */
-typedef struct choice {
-    uint32_t n, n_keep; /* entries, and those to keep */
-    int32_t status;
-    int32_t *pos;  /* [window] of the queries */
-    float *mass;   /* [n_ctx] */
-    uint32_t *key; /* [n_ctx] scores, then the numbers of what is kept */
-} choice;
 
 typedef struct snapkv {
     const kvc_host *host;
     const kvc_host_store *store;
+    const kvc_host_math *math;
     uint32_t n_layer, n_ctx, n_lane, most_head;
     uint32_t window, kernel, pyramid, pool;
     uint32_t *lane0; /* [n_layer + 1] first lane of a layer */
     lane *lane;      /* [n_lane] */
-    choice *choice;  /* [most_head] */
+    float *score;    /* [most_head][2][n_ctx] masses; scores, then the numbers of what is kept */
+    int32_t *pos;    /* [window] of the queries, row by row */
     uint64_t n_evicted;
-    uint32_t layer; /* of the prompt's end at hand */
+    uint32_t layer, keep; /* of the prompt's end at hand */
 } snapkv;
 
 /* ---------------------------------------------------------------- making and freeing */
@@ -94,72 +88,60 @@ static void *array(const kvc_host *host, size_t n, size_t size) {
     return host->realloc(host->ctx, NULL, 0, n * size, 64);
 }
 
-static size_t ring_bytes(const snapkv *s, const lane *l) {
-    return (size_t)s->window * l->wide * sizeof *l->q;
+static void array_free(const kvc_host *host, void *p, size_t n, size_t size) {
+    host->realloc(host->ctx, p, n * size, 0, 64);
 }
 
 static int32_t ring_take(const snapkv *s, lane *l) {
     if (l->q == NULL) {
-        l->q = s->host->realloc(s->host->ctx, NULL, 0, ring_bytes(s, l), 64);
+        l->q = array(s->host, (size_t)s->window * l->wide, sizeof *l->q);
     }
     return l->q != NULL ? KVC_OK : KVC_E_NOMEM;
 }
 
 static void ring_give(const snapkv *s, lane *l) {
-    s->host->realloc(s->host->ctx, l->q, ring_bytes(s, l), 0, 64);
+    array_free(s->host, l->q, (size_t)s->window * l->wide, sizeof *l->q);
     l->q = NULL;
     l->first = -1;
     l->end = 0;
 }
 
-static int32_t make_lanes(snapkv *s, const kvc_shape *shape) {
-    s->lane0 = array(s->host, s->n_layer + 1, sizeof *s->lane0);
-    if (s->lane0 == NULL) {
-        return KVC_E_NOMEM;
-    }
-    for (uint32_t i = 0; i < s->n_layer; i++) {
-        const uint32_t n = kvc_shape_layer(shape, i)->n_head_kv;
-        s->lane0[i + 1] = s->lane0[i] + n;
-        s->most_head = n > s->most_head ? n : s->most_head;
-    }
-    s->n_lane = s->lane0[s->n_layer];
-    s->lane = array(s->host, s->n_lane, sizeof *s->lane);
-    for (uint32_t i = 0; s->lane != NULL && i < s->n_layer; i++) {
-        const kvc_layer_shape *l = kvc_shape_layer(shape, i);
-        for (uint32_t j = s->lane0[i]; j < s->lane0[i + 1]; j++) {
-            s->lane[j].wide = l->n_head / l->n_head_kv * l->dim_k;
-            s->lane[j].first = -1;
-        }
-    }
-    return s->lane != NULL ? KVC_OK : KVC_E_NOMEM;
-}
-
 /* All memory that is needed is taken now, the rings' too, so that what a session will hold is known
  * when a tier divides the memory that it may use. */
 static int32_t make_arrays(snapkv *s, const kvc_shape *shape) {
-    int32_t rc = make_lanes(s, shape);
-    for (uint32_t i = 0; rc == KVC_OK && i < s->n_lane; i++) {
+    int32_t rc = KVC_OK;
+    s->lane0 = array(s->host, s->n_layer + 1, sizeof *s->lane0);
+    for (uint32_t i = 0; s->lane0 != NULL && i < s->n_layer; i++) {
+        const uint32_t n = kvc_shape_layer(shape, i)->n_head_kv;
+        s->lane0[i + 1] = s->lane0[i] + n;
+        s->n_lane += n;
+        s->most_head = n > s->most_head ? n : s->most_head;
+    }
+    s->lane = array(s->host, s->n_lane, sizeof *s->lane);
+    s->score = array(s->host, 2 * (size_t)s->most_head * s->n_ctx, sizeof *s->score);
+    s->pos = array(s->host, s->window, sizeof *s->pos);
+    if (s->lane0 == NULL || s->lane == NULL || s->score == NULL || s->pos == NULL) {
+        return KVC_E_NOMEM;
+    }
+    for (uint32_t i = 0, layer = 0; rc == KVC_OK && i < s->n_lane; i++) {
+        layer += i == s->lane0[layer + 1];
+        const kvc_layer_shape *l = kvc_shape_layer(shape, layer);
+        s->lane[i].wide = l->n_head / l->n_head_kv * l->dim_k;
+        s->lane[i].first = -1;
         rc = ring_take(s, &s->lane[i]);
     }
-    s->choice = rc == KVC_OK ? array(s->host, s->most_head, sizeof *s->choice) : NULL;
-    for (uint32_t i = 0; s->choice != NULL && i < s->most_head; i++) {
-        choice *c = &s->choice[i];
-        c->pos = array(s->host, s->window, sizeof *c->pos);
-        c->mass = array(s->host, s->n_ctx, sizeof *c->mass);
-        c->key = array(s->host, s->n_ctx, sizeof *c->key);
-        if (c->pos == NULL || c->mass == NULL || c->key == NULL) {
-            return KVC_E_NOMEM;
-        }
-    }
-    return s->choice != NULL ? KVC_OK : KVC_E_NOMEM;
+    return rc;
 }
 
 static int32_t create(const kvc_host *host, const kvc_shape *shape, const kvc_value *value,
                       kvc_plan *plan, void **self) {
     const kvc_host_store *store = host->extension(host->ctx, KVC_HOST_STORE);
-    if (store == NULL || store->struct_size < sizeof *store) {
+    const kvc_host_math *math = host->extension(host->ctx, KVC_HOST_MATH);
+    if (store == NULL || store->struct_size < sizeof *store || math == NULL ||
+        math->struct_size < sizeof *math) {
         return host->fail(host->ctx, KVC_E_UNSUPPORTED,
-                          "this host lacks " KVC_HOST_STORE "; use snapkv with a newer kvc");
+                          "this host lacks " KVC_HOST_STORE " or " KVC_HOST_MATH
+                          "; use snapkv with a newer kvc");
     }
     if (value[KERNEL].i % 2 == 0) {
         return host->fail(host->ctx, KVC_E_PARAM, "kernel is to be an odd number, such as 7");
@@ -169,14 +151,15 @@ static int32_t create(const kvc_host *host, const kvc_shape *shape, const kvc_va
         return KVC_E_NOMEM;
     }
     *self = s;
-    s->host = host;
-    s->store = store;
-    s->n_layer = shape->n_layer;
-    s->n_ctx = shape->n_ctx;
-    s->window = (uint32_t)value[WINDOW].i;
-    s->kernel = (uint32_t)value[KERNEL].i;
-    s->pyramid = (uint32_t)value[PYRAMID].i;
-    s->pool = (uint32_t)value[POOL].i;
+    *s = (snapkv){.host = host,
+                  .store = store,
+                  .math = math,
+                  .n_layer = shape->n_layer,
+                  .n_ctx = shape->n_ctx,
+                  .window = (uint32_t)value[WINDOW].i,
+                  .kernel = (uint32_t)value[KERNEL].i,
+                  .pyramid = (uint32_t)value[PYRAMID].i,
+                  .pool = (uint32_t)value[POOL].i};
     plan->answers = KVC_ANSWERS_WHICH;
     plan->flags = KVC_PLAN_EVICTS | KVC_PLAN_STATE;
     plan->observe = KVC_OBSERVE_QUERIES;
@@ -191,19 +174,18 @@ static void destroy(void *self) {
     for (uint32_t i = 0; s->lane != NULL && i < s->n_lane; i++) {
         ring_give(s, &s->lane[i]);
     }
-    for (uint32_t i = 0; s->choice != NULL && i < s->most_head; i++) {
-        const choice *c = &s->choice[i];
-        host->realloc(host->ctx, c->pos, s->window * sizeof *c->pos, 0, 64);
-        host->realloc(host->ctx, c->mass, s->n_ctx * sizeof *c->mass, 0, 64);
-        host->realloc(host->ctx, c->key, s->n_ctx * sizeof *c->key, 0, 64);
-    }
-    host->realloc(host->ctx, s->choice, s->most_head * sizeof *s->choice, 0, 64);
-    host->realloc(host->ctx, s->lane, s->n_lane * sizeof *s->lane, 0, 64);
-    host->realloc(host->ctx, s->lane0, (s->n_layer + 1) * sizeof *s->lane0, 0, 64);
-    host->realloc(host->ctx, s, sizeof *s, 0, 64);
+    array_free(host, s->score, 2 * (size_t)s->most_head * s->n_ctx, sizeof *s->score);
+    array_free(host, s->pos, s->window, sizeof *s->pos);
+    array_free(host, s->lane, s->n_lane, sizeof *s->lane);
+    array_free(host, s->lane0, s->n_layer + 1, sizeof *s->lane0);
+    array_free(host, s, 1, sizeof *s);
 }
 
 /* ---------------------------------------------------------------- the window's queries */
+
+static float *row_of(const snapkv *s, const lane *l, int32_t pos) {
+    return l->q + (size_t)((uint32_t)pos % s->window) * l->wide;
+}
 
 static int32_t append(void *self, const kvc_rows *rows) {
     const snapkv *s = self;
@@ -218,8 +200,8 @@ static int32_t append(void *self, const kvc_rows *rows) {
         l->first = rows->pos[0]; /* a prompt begins */
     }
     for (uint32_t t = 0; t < rows->n; t++) {
-        memcpy(l->q + (size_t)((uint32_t)rows->pos[t] % s->window) * l->wide,
-               rows->q + (size_t)t * rows->q_stride, l->wide * sizeof *l->q);
+        memcpy(row_of(s, l, rows->pos[t]), rows->q + (size_t)t * rows->q_stride,
+               l->wide * sizeof *l->q);
     }
     l->end = rows->pos[rows->n - 1] + 1;
     return KVC_OK;
@@ -231,29 +213,22 @@ static int32_t ring_first(const snapkv *s, const lane *l) {
     return low > l->first ? low : l->first;
 }
 
-/* What the window attends to, of all entries of a head. The ring is asked in two parts, in the
- * order of positions. */
-static int32_t ask(const snapkv *s, uint32_t head, const lane *l, const choice *c) {
-    const int32_t low = ring_first(s, l);
-    const uint32_t n = (uint32_t)(l->end - low), row = (uint32_t)low % s->window;
-    const uint32_t front = n < s->window - row ? n : s->window - row;
-    for (uint32_t i = 0; i < n; i++) {
-        c->pos[i] = low + (int32_t)i;
-    }
-    memset(c->mass, 0, c->n * sizeof *c->mass);
-    kvc_rows rows = {.struct_size = sizeof rows,
-                     .layer = s->layer,
-                     .head = head,
-                     .n = front,
-                     .pos = c->pos,
-                     .q = l->q + (size_t)row * l->wide,
-                     .q_stride = l->wide};
-    int32_t rc = s->store->mass(s->host->ctx, &rows, c->mass);
-    if (rc == KVC_OK && front < n) {
-        rows.n = n - front;
-        rows.pos = c->pos + front;
-        rows.q = l->q;
-        rc = s->store->mass(s->host->ctx, &rows, c->mass);
+/* Adds what the window attends to, of all entries of a head, to mass. The ring is asked in the
+ * order of positions: to its end, then from its beginning. */
+static int32_t ask(const snapkv *s, const lane *l, uint32_t head, float *mass) {
+    int32_t rc = KVC_OK;
+    uint32_t n;
+    for (int32_t p = ring_first(s, l); rc == KVC_OK && p < l->end; p += (int32_t)n) {
+        const uint32_t row = (uint32_t)p % s->window, rest = (uint32_t)(l->end - p);
+        n = rest < s->window - row ? rest : s->window - row;
+        const kvc_rows rows = {.struct_size = sizeof rows,
+                               .layer = s->layer,
+                               .head = head,
+                               .n = n,
+                               .pos = s->pos + row,
+                               .q = row_of(s, l, p),
+                               .q_stride = l->wide};
+        rc = s->store->mass(s->host->ctx, &rows, mass);
     }
     return rc;
 }
@@ -262,18 +237,23 @@ static int32_t ask(const snapkv *s, uint32_t head, const lane *l, const choice *
 
 /* Entries that a head of a layer keeps: budgets that fall with depth are rounded so that their sum
  * stays within that of equal ones. */
-static uint64_t keep_of(const snapkv *s, uint32_t layer) {
+static uint32_t keep_of(const snapkv *s, uint32_t layer) {
     const uint64_t budget = s->store->budget(s->host->ctx), room = budget - s->window;
-    if (s->pyramid == 0 || s->n_layer == 1) {
-        return budget;
+    uint64_t keep = budget;
+    if (s->pyramid != 0 && s->n_layer > 1) {
+        const uint64_t min = room / s->pyramid, max = 2 * room - min, steps = s->n_layer - 1;
+        keep = s->window + max - ((max - min) * layer + steps - 1) / steps;
     }
-    const uint64_t min = room / s->pyramid, max = 2 * room - min, steps = s->n_layer - 1;
-    return s->window + max - ((max - min) * layer + steps - 1) / steps;
+    return keep < s->n_ctx ? (uint32_t)keep : s->n_ctx;
 }
 
-/* Pools the scores of n entries, as keys: floats that aren't negative are ordered as their bits
- * are. Beyond the ends there is nothing, which an average counts as 0. */
-static void pool(const snapkv *s, const float *mass, uint32_t n, uint32_t *key) {
+/* A head's scores, with the masses that they are made of in front. */
+static float *score_of(const snapkv *s, uint32_t head) {
+    return s->score + (2 * (size_t)head + 1) * s->n_ctx;
+}
+
+/* Pools the scores of n entries. Beyond the ends there is nothing, which an average counts as 0. */
+static void pool(const snapkv *s, const float *mass, uint32_t n, float *score) {
     const uint32_t half = s->kernel / 2;
     for (uint32_t i = 0; i < n; i++) {
         const uint32_t end = n - i > half ? i + half + 1 : n;
@@ -282,80 +262,52 @@ static void pool(const snapkv *s, const float *mass, uint32_t n, uint32_t *key) 
             sum += mass[j];
             max = mass[j] > max ? mass[j] : max;
         }
-        const float score = s->pool == POOL_MAX ? max : sum / (float)s->kernel;
-        memcpy(&key[i], &score, sizeof score);
-    }
-}
-
-/* The n_top-th largest of key[n], found bit by bit. */
-static uint32_t threshold(const uint32_t *key, uint32_t n, uint32_t n_top) {
-    uint32_t t = 0;
-    for (uint32_t bit = UINT32_C(1) << 31; bit != 0; bit >>= 1) {
-        uint32_t count = 0;
-        for (uint32_t i = 0; i < n; i++) {
-            count += key[i] >= (t | bit);
-        }
-        t |= count >= n_top ? bit : 0;
-    }
-    return t;
-}
-
-/* The numbers of the n_top largest of key[n], ascending, in their place; of equal ones the later.
- */
-static void choose_top(uint32_t *key, uint32_t n, uint32_t n_top) {
-    const uint32_t t = threshold(key, n, n_top);
-    uint32_t skip = 0, m = 0; /* of those equal to t the first are too many */
-    for (uint32_t i = 0; i < n; i++) {
-        skip += key[i] >= t;
-    }
-    skip -= n_top;
-    for (uint32_t i = 0; i < n; i++) {
-        if (key[i] > t || (key[i] == t && skip == 0)) {
-            key[m++] = i;
-        } else {
-            skip -= key[i] == t;
-        }
+        score[i] = s->pool == POOL_MAX ? max : sum / (float)s->kernel;
     }
 }
 
 /* What a head keeps: the window, and in front of it the entries of the largest pooled score. */
 static void choose(void *arg, uint32_t head) {
     const snapkv *s = arg;
-    choice *c = &s->choice[head];
-    const uint64_t keep = keep_of(s, s->layer);
-    c->n = c->n_keep = s->store->count(s->host->ctx, s->layer, head);
-    c->status = KVC_OK;
-    if (c->n <= keep) {
+    lane *l = &s->lane[s->lane0[s->layer] + head];
+    const uint32_t n = s->store->count(s->host->ctx, s->layer, head);
+    l->chosen = 0;
+    if (n <= s->keep) {
         return;
     }
-    c->status = ask(s, head, &s->lane[s->lane0[s->layer] + head], c);
-    if (c->status < 0) {
-        return;
-    }
-    const uint32_t n_old = c->n - s->window, n_top = (uint32_t)keep - s->window;
-    pool(s, c->mass, n_old, c->key);
-    choose_top(c->key, n_old, n_top);
+    const uint32_t n_old = n - s->window, n_top = s->keep - s->window;
+    float *score = score_of(s, head), *mass = score - s->n_ctx;
+    uint32_t *kept = (uint32_t *)score;
+    memset(mass, 0, n * sizeof *mass);
+    const int32_t rc = ask(s, l, head, mass);
+    pool(s, mass, n_old, score);
+    s->math->top(s->host->ctx, score, n_old, n_top, kept);
     for (uint32_t i = 0; i < s->window; i++) {
-        c->key[n_top + i] = n_old + i;
+        kept[n_top + i] = n_old + i;
     }
-    c->n_keep = (uint32_t)keep;
+    l->chosen = rc < 0 ? rc : 1;
 }
 
 static int32_t page_end(void *self, const kvc_step *step, uint32_t layer) {
     snapkv *s = self;
+    void *ctx = s->host->ctx;
+    lane *l = &s->lane[s->lane0[layer]];
     const uint32_t n_head = s->lane0[layer + 1] - s->lane0[layer];
     if (step->phase != KVC_PHASE_PROMPT_END) {
         return KVC_OK;
     }
     s->layer = layer;
-    s->host->parallel_for(s->host->ctx, n_head, choose, s);
-    for (uint32_t head = 0; head < n_head; head++) {
-        const choice *c = &s->choice[head];
-        lane *l = &s->lane[s->lane0[layer] + head];
-        int32_t rc = c->status;
-        if (rc == KVC_OK && c->n_keep < c->n) {
-            rc = s->store->keep(s->host->ctx, layer, head, c->key, c->n_keep);
-            s->n_evicted += c->n - c->n_keep;
+    s->keep = keep_of(s, layer);
+    for (int32_t p = ring_first(s, l); p < l->end; p++) {
+        s->pos[(uint32_t)p % s->window] = p; /* every head was given the same rows */
+    }
+    s->host->parallel_for(ctx, n_head, choose, s);
+    for (uint32_t head = 0; head < n_head; head++, l++) {
+        const uint32_t n = s->store->count(ctx, layer, head);
+        int32_t rc = l->chosen;
+        if (rc > 0) {
+            rc = s->store->keep(ctx, layer, head, (const uint32_t *)score_of(s, head), s->keep);
+            s->n_evicted += n - s->keep;
         }
         if (rc < 0) {
             return rc;
@@ -398,20 +350,16 @@ static int32_t truncate_to(void *self, int32_t pos) {
 
 static int32_t save(void *self, const kvc_stream *out) {
     const snapkv *s = self;
-    for (uint32_t i = 0; i < s->n_lane; i++) {
+    int32_t rc = KVC_OK;
+    for (uint32_t i = 0; rc == KVC_OK && i < s->n_lane; i++) {
         const lane *l = &s->lane[i];
         const int32_t head[] = {l->first, l->end, l->done};
-        int32_t rc = out->write(out->ctx, head, sizeof head);
-        for (int32_t p = l->first < 0 ? l->end : ring_first(s, l); rc == KVC_OK && p < l->end;
-             p++) {
-            rc = out->write(out->ctx, l->q + (size_t)((uint32_t)p % s->window) * l->wide,
-                            l->wide * sizeof *l->q);
-        }
-        if (rc < 0) {
-            return rc;
+        rc = out->write(out->ctx, head, sizeof head);
+        for (int32_t p = ring_first(s, l); rc == KVC_OK && l->first >= 0 && p < l->end; p++) {
+            rc = out->write(out->ctx, row_of(s, l, p), l->wide * sizeof *l->q);
         }
     }
-    return KVC_OK;
+    return rc;
 }
 
 static int32_t load_lane(const snapkv *s, lane *l, const kvc_stream *in) {
@@ -429,27 +377,22 @@ static int32_t load_lane(const snapkv *s, lane *l, const kvc_stream *in) {
     if (first < 0) {
         return KVC_OK;
     }
-    if (ring_take(s, l) < 0) {
-        return KVC_E_NOMEM;
-    }
+    rc = ring_take(s, l);
     l->first = first;
     l->end = end;
     for (int32_t p = ring_first(s, l); rc == KVC_OK && p < end; p++) {
-        rc = in->read(in->ctx, l->q + (size_t)((uint32_t)p % s->window) * l->wide,
-                      l->wide * sizeof *l->q);
+        rc = in->read(in->ctx, row_of(s, l, p), l->wide * sizeof *l->q);
     }
     return rc;
 }
 
 static int32_t load(void *self, const kvc_stream *in) {
     const snapkv *s = self;
-    for (uint32_t i = 0; i < s->n_lane; i++) {
-        int32_t rc = load_lane(s, &s->lane[i], in);
-        if (rc < 0) {
-            return rc;
-        }
+    int32_t rc = KVC_OK;
+    for (uint32_t i = 0; rc == KVC_OK && i < s->n_lane; i++) {
+        rc = load_lane(s, &s->lane[i], in);
     }
-    return KVC_OK;
+    return rc;
 }
 
 static int32_t stats(void *self, kvc_claims *out) {

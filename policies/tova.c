@@ -10,8 +10,6 @@
  * 64 queries have no say, and an entry lives at least until the tick after it was appended. */
 #include <kvc/policy.h>
 
-#include <string.h>
-
 static const kvc_param params[] = {{
     .struct_size = sizeof(kvc_param),
     .type = KVC_PARAM_BUDGET,
@@ -23,10 +21,11 @@ static const kvc_param params[] = {{
 typedef struct tova {
     const kvc_host *host;
     const kvc_host_store *store;
+    const kvc_host_math *math;
     uint32_t n_layer, n_ctx, most_head;
     uint32_t *n_head; /* [n_layer] KV heads */
-    float *mass;      /* [most_head][n_ctx] */
-    uint32_t *key;    /* [n_ctx] scores, then the numbers of what is kept */
+    float *mass;      /* [most_head][n_ctx]; the first head's becomes the score */
+    uint32_t *kept;   /* [n_ctx] */
     int32_t *status;  /* [most_head] */
     uint64_t n_evicted;
     uint32_t layer, n; /* of the tick at hand: the layer and its entries */
@@ -46,17 +45,20 @@ static int32_t make_arrays(tova *t, const kvc_shape *shape) {
         t->most_head = t->n_head[i] > t->most_head ? t->n_head[i] : t->most_head;
     }
     t->mass = array(t->host, (size_t)t->most_head * t->n_ctx, sizeof *t->mass);
-    t->key = array(t->host, t->n_ctx, sizeof *t->key);
+    t->kept = array(t->host, t->n_ctx, sizeof *t->kept);
     t->status = array(t->host, t->most_head, sizeof *t->status);
-    return t->mass == NULL || t->key == NULL || t->status == NULL ? KVC_E_NOMEM : KVC_OK;
+    return t->mass == NULL || t->kept == NULL || t->status == NULL ? KVC_E_NOMEM : KVC_OK;
 }
 
 static int32_t create(const kvc_host *host, const kvc_shape *shape, const kvc_value *value,
                       kvc_plan *plan, void **self) {
     const kvc_host_store *store = host->extension(host->ctx, KVC_HOST_STORE);
-    if (store == NULL || store->struct_size < sizeof *store) {
+    const kvc_host_math *math = host->extension(host->ctx, KVC_HOST_MATH);
+    if (store == NULL || store->struct_size < sizeof *store || math == NULL ||
+        math->struct_size < sizeof *math) {
         return host->fail(host->ctx, KVC_E_UNSUPPORTED,
-                          "this host lacks " KVC_HOST_STORE "; use tova with a newer kvc");
+                          "this host lacks " KVC_HOST_STORE " or " KVC_HOST_MATH
+                          "; use tova with a newer kvc");
     }
     tova *t = array(host, 1, sizeof *t);
     if (t == NULL) {
@@ -65,6 +67,7 @@ static int32_t create(const kvc_host *host, const kvc_shape *shape, const kvc_va
     *self = t;
     t->host = host;
     t->store = store;
+    t->math = math;
     t->n_layer = shape->n_layer;
     t->n_ctx = shape->n_ctx;
     plan->answers = KVC_ANSWERS_WHICH;
@@ -81,40 +84,9 @@ static void destroy(void *self) {
     const size_t mass = (size_t)t->most_head * t->n_ctx * sizeof *t->mass;
     host->realloc(host->ctx, t->n_head, t->n_layer * sizeof *t->n_head, 0, 64);
     host->realloc(host->ctx, t->mass, mass, 0, 64);
-    host->realloc(host->ctx, t->key, t->n_ctx * sizeof *t->key, 0, 64);
+    host->realloc(host->ctx, t->kept, t->n_ctx * sizeof *t->kept, 0, 64);
     host->realloc(host->ctx, t->status, t->most_head * sizeof *t->status, 0, 64);
     host->realloc(host->ctx, t, sizeof *t, 0, 64);
-}
-
-/* The n_top-th largest of key[n], found bit by bit. */
-static uint32_t threshold(const uint32_t *key, uint32_t n, uint32_t n_top) {
-    uint32_t t = 0;
-    for (uint32_t bit = UINT32_C(1) << 31; bit != 0; bit >>= 1) {
-        uint32_t count = 0;
-        for (uint32_t i = 0; i < n; i++) {
-            count += key[i] >= (t | bit);
-        }
-        t |= count >= n_top ? bit : 0;
-    }
-    return t;
-}
-
-/* The numbers of the n_top largest of key[n], ascending, in their place; of equal ones the later.
- */
-static void choose_top(uint32_t *key, uint32_t n, uint32_t n_top) {
-    const uint32_t t = threshold(key, n, n_top);
-    uint32_t skip = 0, m = 0; /* of those equal to t the first are too many */
-    for (uint32_t i = 0; i < n; i++) {
-        skip += key[i] >= t;
-    }
-    skip -= n_top;
-    for (uint32_t i = 0; i < n; i++) {
-        if (key[i] > t || (key[i] == t && skip == 0)) {
-            key[m++] = i;
-        } else {
-            skip -= key[i] == t;
-        }
-    }
 }
 
 static void read_mass(void *arg, uint32_t head) {
@@ -123,8 +95,7 @@ static void read_mass(void *arg, uint32_t head) {
                                     t->mass + (size_t)head * t->n_ctx);
 }
 
-/* The heads' masses, added in their order, as keys: floats that aren't negative are ordered as
- * their bits are. */
+/* Adds the heads' masses in their order. */
 static int32_t score(const tova *t, uint32_t n_head) {
     for (uint32_t head = 0; head < n_head; head++) {
         if (t->status[head] < 0) {
@@ -134,7 +105,6 @@ static int32_t score(const tova *t, uint32_t n_head) {
             t->mass[i] += t->mass[(size_t)head * t->n_ctx + i];
         }
     }
-    memcpy(t->key, t->mass, t->n * sizeof *t->key);
     return KVC_OK;
 }
 
@@ -153,9 +123,9 @@ static int32_t page_end(void *self, const kvc_step *step, uint32_t layer) {
     if (rc < 0) {
         return rc;
     }
-    choose_top(t->key, t->n, keep);
+    t->math->top(host->ctx, t->mass, t->n, keep, t->kept);
     t->n_evicted += (uint64_t)(t->n - keep) * t->n_head[layer];
-    return t->store->keep(host->ctx, layer, KVC_ALL, t->key, keep);
+    return t->store->keep(host->ctx, layer, KVC_ALL, t->kept, keep);
 }
 
 static int32_t stats(void *self, kvc_claims *out) {

@@ -709,11 +709,11 @@ typedef struct kvc_packing {
     uint32_t flags;       /**< KVC_PACK_… */
 } kvc_packing;
 
-/** The engine's own kernels for packed pages, at the speed of the machine and bit-equal at every
- * level. `ctx` is host->ctx. A policy describes its keys and its values by a kvc_packing each, asks
- * check() in create(), and gives page_bytes() as the sum of the two halves' bytes(); all else takes
- * a packing that check() took. Packed bytes begin at a multiple of 64 and are opaque: keys are
- * interleaved for dot products, values lie in rows. [any] */
+/** The engine's own kernels, at the speed of the machine and bit-equal at every level: for packed
+ * pages, and for a choice among scores. `ctx` is host->ctx. A policy describes its keys and its
+ * values by a kvc_packing each, asks check() in create(), and gives page_bytes() as the sum of the
+ * two halves' bytes(); all else takes a packing that check() took. Packed bytes begin at a multiple
+ * of 64 and are opaque: keys are interleaved for dot products, values lie in rows. [any] */
 typedef struct kvc_host_math {
     uint32_t struct_size; /**< sizeof in the host */
     uint32_t pad;         /**< 0 */
@@ -751,6 +751,12 @@ typedef struct kvc_host_math {
     uint32_t (*fields_k)(void *ctx, const kvc_packing *p, uint32_t offset, kvc_field *out);
     /** The same for packed values. */
     uint32_t (*fields_v)(void *ctx, const kvc_packing *p, uint32_t offset, kvc_field *out);
+    /** Chooses what scores most: writes the numbers of the n_top largest of score[n] to index,
+     * ascending as kvc_host_store.keep() wants them, and returns how many they are: n_top, or n if
+     * that is less. Of equal ones the later are taken; -0 equals 0; NaN is less than all numbers.
+     * index has room for what is returned; it may be score itself, which else stays as it is. Takes
+     * no memory. */
+    uint32_t (*top)(void *ctx, const float *score, uint32_t n, uint32_t n_top, uint32_t *index);
 } kvc_host_math;
 
 /** A scratch file of the host. Opaque. */
