@@ -66,7 +66,9 @@ int32_t kvc_model_get_info(const kvc_model *model, kvc_model_info *out) {
                                  .arch = model->arch,
                                  .name = model->name,
                                  .weights = model->weights,
-                                 .fingerprint = model->fingerprint};
+                                 .fingerprint = model->fingerprint,
+                                 .read_bytes = model->read_bytes,
+                                 .n_mac = model->n_mac};
     memcpy(out, &info, theirs < sizeof info ? theirs : sizeof info);
     return KVC_OK;
 }

@@ -145,7 +145,9 @@ static int32_t select_pages(kvc__attend *a, const kvc__piece *p, uint32_t head) 
                          .pos = &pos,
                          .q = qrot_at(a, head, p->row0 + t),
                          .q_stride = group_of(a) * hp->dim_k,
-                         .phase = p->phase};
+                         .phase = t + 1 < p->n && p->phase == KVC_PHASE_PROMPT_END
+                                      ? KVC_PHASE_PROMPT
+                                      : p->phase};
         KVC_TRY(kvc__stack_select(p->stack, &rows, bits, l->n_page));
     }
     return KVC_OK;

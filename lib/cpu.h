@@ -9,6 +9,7 @@
 /** Kernel levels, least first. */
 enum {
     KVC__LEVEL_SCALAR = 0,
+    KVC__LEVEL_AVX2 = 1,  /* AVX2, FMA, F16C */
     KVC__LEVEL_AVX512 = 2 /* F, BW, DQ, VL, VNNI */
 };
 

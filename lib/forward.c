@@ -174,13 +174,13 @@ uint32_t kvc__part_length(const kvc__stack *stack, const uint8_t *flag, int32_t 
     return n;
 }
 
-/* Whether an observer's rows must end with token t: what follows is of another phase. */
+/* Whether rows that a policy is shown must end with token t: what follows is of another phase. */
 static bool phase_ends(const kvc__part *p, uint32_t t) {
-    if (p->stack->has_append == 0 || t + 1 == p->n) {
+    if ((p->stack->has_append == 0 && p->stack->select == NULL) || t + 1 == p->n) {
         return false;
     }
-    return ends(p, t) ||
-           ((p->flag[t] & KVC__TOKEN_WANTED) != 0 && (p->flag[t + 1] & KVC__TOKEN_WANTED) == 0);
+    const uint32_t phase = kvc__token_phase(p->flag[t]), next = kvc__token_phase(p->flag[t + 1]);
+    return phase == KVC_PHASE_PROMPT_END || (phase == KVC_PHASE_DECODE && next != phase);
 }
 
 /* The rows of a part that come next: to the end of their page, to a tick, or to another phase. */

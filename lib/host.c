@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * host.c: the table of services that a policy is given, and its extensions: the store and the
- * kernels (files: host_file.c). Every argument comes from a plugin and is checked. It trusts ctx to
- * be the stage that the table was made for. */
+ * host.c: the table of services that a policy is given, and its extension for the store (kernels:
+ * host_math.c, files: host_file.c). Every argument comes from a plugin and is checked. It trusts
+ * ctx to be the stage that the table was made for. */
 #include "os.h"
 #include "scratch.h"
 #include "stack.h"
@@ -241,6 +241,47 @@ static size_t store_entry_bytes(void *ctx, uint32_t layer) {
     return (st->stack->shape[layer].page_bytes + KVC_PAGE - 1) / KVC_PAGE;
 }
 
+static uint32_t store_budget(void *ctx) {
+    const kvc__stage *st = ctx;
+    return st->budget;
+}
+
+/* Queries of a plugin's own making: what is wrong with them, or NULL. rows: the host's copy. */
+static const char *queries_wrong(const kvc__stage *st, const kvc_rows *rows, const float *out) {
+    const kvc__page_shape *sh = &st->stack->shape[rows->layer];
+    if (rows->n > 0 && (rows->pos == NULL || rows->q == NULL || out == NULL)) {
+        return "mass() wants positions, queries and a place for what it adds";
+    }
+    if (rows->n > 1 && rows->q_stride < sh->group * sh->dim_k) {
+        return "mass() wants q_stride to span the query heads of the lane";
+    }
+    for (uint32_t t = 0; t < rows->n; t++) {
+        if (rows->pos[t] < 0 || (uint32_t)rows->pos[t] >= st->stack->n_ctx) {
+            return "mass() wants positions from 0 to n_ctx - 1";
+        }
+    }
+    return NULL;
+}
+
+static int32_t store_mass(void *ctx, const kvc_rows *queries, float *out) {
+    const kvc__stage *st = ctx;
+    kvc_rows rows = {0};
+    uint32_t lane;
+    if (queries == NULL || queries->struct_size < offsetof(kvc_rows, phase)) {
+        return refuse(st, KVC_E_ARG, "mass() wants rows with their struct_size");
+    }
+    memcpy(&rows, queries, queries->struct_size < sizeof rows ? queries->struct_size : sizeof rows);
+    KVC_TRY(lane_of(st, rows.layer, rows.head, &lane));
+    const char *wrong = queries_wrong(st, &rows, out);
+    if (wrong != NULL) {
+        return refuse(st, KVC_E_ARG, wrong);
+    }
+    const int32_t rc = kvc__store_mass(st->stack->store, &rows, out);
+    return rc == KVC_E_UNSUPPORTED
+               ? refuse(st, rc, "mass() can't be had where gaps in the positions are closed")
+               : rc;
+}
+
 static const kvc_host_store host_store = {.struct_size = sizeof(kvc_host_store),
                                           .count = store_count,
                                           .pos = store_pos,
@@ -250,118 +291,9 @@ static const kvc_host_store host_store = {.struct_size = sizeof(kvc_host_store),
                                           .drop = store_drop,
                                           .read = store_read,
                                           .entry_bytes = store_entry_bytes,
-                                          .page = store_page};
-
-/* ---------------------------------------------------------------- kvc.host.math/1 */
-
-static const kvc__kern *kern_of(void *ctx) {
-    const kvc__stage *st = ctx;
-    return st->kern;
-}
-
-static size_t math_i8_bytes(void *ctx, uint32_t dim) {
-    (void)ctx;
-    return kvc__i8_bytes(dim);
-}
-
-static void math_i8_pack_k(void *ctx, const float *rows, uint32_t stride, uint32_t dim, void *dst) {
-    kern_of(ctx)->i8_pack_k(rows, stride, dim, dst);
-}
-
-static void math_i8_pack_v(void *ctx, const float *rows, uint32_t stride, uint32_t dim, void *dst) {
-    kern_of(ctx)->i8_pack_v(rows, stride, dim, dst);
-}
-
-static void math_i8_unpack_k(void *ctx, const void *src, uint32_t dim, float *out) {
-    kern_of(ctx)->i8_unpack_k(src, dim, out);
-}
-
-static void math_i8_unpack_v(void *ctx, const void *src, uint32_t dim, float *out) {
-    kern_of(ctx)->i8_unpack_v(src, dim, out);
-}
-
-static void math_i8_score(void *ctx, const void *src, uint32_t dim, const float *q, uint32_t n_q,
-                          float *s) {
-    const kvc__stage *st = ctx;
-    if (st->compute == KVC_COMPUTE_INT8) {
-        kern_of(ctx)->i8_score_q(src, dim, q, n_q, s);
-    } else {
-        kern_of(ctx)->i8_score_f(src, dim, q, n_q, s);
-    }
-}
-
-static void math_i8_mix(void *ctx, const void *src, uint32_t dim, const float *p, uint32_t n_q,
-                        float *acc) {
-    kern_of(ctx)->i8_mix(src, dim, p, n_q, acc);
-}
-
-/* Copies the scale and `count` pieces of `size` bytes, `step` apart, from one packed row to
- * another. */
-static void i8_move(void *dst, uint32_t to, const void *src, uint32_t from, uint32_t count,
-                    uint32_t size, uint32_t step) {
-    uint8_t *d = dst;
-    const uint8_t *s = src;
-    memmove(d + 2 * (size_t)to, s + 2 * (size_t)from, 2);
-    d += 2 * KVC_PAGE;
-    s += 2 * KVC_PAGE;
-    for (size_t i = 0; i < count; i++) {
-        memmove(d + i * step + (size_t)to * size, s + i * step + (size_t)from * size, size);
-    }
-}
-
-static void math_i8_move_k(void *ctx, uint32_t dim, void *dst, uint32_t to, const void *src,
-                           uint32_t from) {
-    (void)ctx;
-    i8_move(dst, to, src, from, dim / 4, 4, 4 * KVC_PAGE);
-}
-
-static void math_i8_move_v(void *ctx, uint32_t dim, void *dst, uint32_t to, const void *src,
-                           uint32_t from) {
-    (void)ctx;
-    i8_move(dst, to, src, from, 1, dim, dim * KVC_PAGE);
-}
-
-/* The scales, then the elements: of keys four of an entry side by side, of values all. */
-static void i8_fields(uint32_t dim, uint32_t run, uint32_t offset, kvc_field *out) {
-    out[0] = (kvc_field){.struct_size = sizeof *out,
-                         .kind = KVC_FIELD_FLOAT,
-                         .elem = 2,
-                         .n = 1,
-                         .run = 1,
-                         .entry_stride = 2,
-                         .offset = offset};
-    out[1] = (kvc_field){.struct_size = sizeof *out,
-                         .kind = KVC_FIELD_INT,
-                         .elem = 1,
-                         .n = dim,
-                         .run = run,
-                         .run_stride = run * KVC_PAGE,
-                         .entry_stride = run,
-                         .offset = offset + 2 * KVC_PAGE};
-}
-
-static void math_i8_fields_k(void *ctx, uint32_t dim, uint32_t offset, kvc_field *out) {
-    (void)ctx;
-    i8_fields(dim, 4, offset, out);
-}
-
-static void math_i8_fields_v(void *ctx, uint32_t dim, uint32_t offset, kvc_field *out) {
-    (void)ctx;
-    i8_fields(dim, dim, offset, out);
-}
-
-static const kvc_host_math host_math = {.struct_size = sizeof(kvc_host_math),
-                                        .i8_bytes = math_i8_bytes,
-                                        .i8_pack_k = math_i8_pack_k,
-                                        .i8_pack_v = math_i8_pack_v,
-                                        .i8_unpack_k = math_i8_unpack_k,
-                                        .i8_unpack_v = math_i8_unpack_v,
-                                        .i8_score = math_i8_score,
-                                        .i8_mix = math_i8_mix,
-                                        .i8_move_k = math_i8_move_k,
-                                        .i8_move_v = math_i8_move_v,
-                                        .i8_fields_k = math_i8_fields_k,
-                                        .i8_fields_v = math_i8_fields_v};
+                                          .page = store_page,
+                                          .budget = store_budget,
+                                          .mass = store_mass};
 
 /* ---------------------------------------------------------------- the table */
 
@@ -376,7 +308,7 @@ static const void *host_extension(void *ctx, const char *id) {
     if (strcmp(id, KVC_HOST_FILE) == 0) {
         return &kvc__host_file;
     }
-    return strcmp(id, KVC_HOST_MATH) == 0 ? &host_math : NULL;
+    return strcmp(id, KVC_HOST_MATH) == 0 ? &kvc__host_math : NULL;
 }
 
 void kvc__host_init(kvc__stage *stage, const kvc__stack_env *env) {

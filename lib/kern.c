@@ -6,11 +6,14 @@
 #include "cpu.h"
 #include "half.h"
 #include "kern_level.h"
+#include "pack.h"
 
 const kvc__kern *kvc__kern_level(int level) {
     switch (level) {
     case KVC__LEVEL_SCALAR:
         return kvc__kern_scalar();
+    case KVC__LEVEL_AVX2:
+        return kvc__cpu_best() >= KVC__LEVEL_AVX2 ? kvc__kern_avx2() : NULL;
     case KVC__LEVEL_AVX512:
         return kvc__cpu_best() >= KVC__LEVEL_AVX512 ? kvc__kern_avx512() : NULL;
     default:
@@ -27,8 +30,9 @@ size_t kvc__tile_bytes(const kvc__mat *w) {
     return (size_t)w->n_col * KVC__GROUP * sizeof(float);
 }
 
-size_t kvc__i8_bytes(uint32_t dim) {
-    return (size_t)KVC__ENTRIES * (sizeof(uint16_t) + dim);
+size_t kvc__pack_bytes(const kvc_packing *p) {
+    const pack_layout l = pack_layout_of(p);
+    return pack_bytes(&l);
 }
 
 uint16_t kvc__f16(float x) {

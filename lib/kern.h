@@ -9,6 +9,8 @@
 
 #include "mat.h"
 
+#include "kvc/policy.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -17,7 +19,7 @@
 /** A level's kernels. All are [any]: no state but their arguments. Buffers are 4-byte aligned at
  * least; packed pages and weights 64-byte. No overlap unless said. */
 typedef struct kvc__kern {
-    const char *name; /* "scalar", "avx512" */
+    const char *name; /* "scalar", "avx2", "avx512" */
 
     /* ---- products: out[t, row] for rows of groups [g0, g1) and all a->n tokens; out is [n,
      * out_stride], written only at rows < w->n_row. mm_q (Q8_0, Q4_0, Q4_1): blocks ascending; acc
@@ -81,22 +83,40 @@ typedef struct kvc__kern {
     /* y = fma(x, a, y) */
     void (*axpy)(float a, const float *x, float *y, uint32_t n);
 
-    /* ---- int8 pages (kvc_host_math of policy.h): scale[64] binary16 = amax / 127 rounded to
-     * binary16, then bytes. q = nearest-even(x / (float)scale) clamped to ±127; 0 where the scale
-     * is 0. Keys: [dim / 4][64][4] bytes; values: [64][dim] bytes; both signed. dim a multiple
-     * of 4. */
-    void (*i8_pack_k)(const float *rows, uint32_t stride, uint32_t dim, void *dst);
-    void (*i8_pack_v)(const float *rows, uint32_t stride, uint32_t dim, void *dst);
-    void (*i8_unpack_k)(const void *src, uint32_t dim, float *out);
-    void (*i8_unpack_v)(const void *src, uint32_t dim, float *out);
-    /* Float query: s = (Σ_d fma(q[d], (float)k[d], acc)) * scale. */
-    void (*i8_score_f)(const void *src, uint32_t dim, const float *q, uint32_t n_q, float *s);
-    /* Query rounded to int8, one scale per row: dq = amax / 127, qi = nearest-even(q * (127 /
-     * amax)), 0 where amax is 0; s = (float)isum * (dq * scale), isum exact. */
-    void (*i8_score_q)(const void *src, uint32_t dim, const float *q, uint32_t n_q, float *s);
-    /* acc = fma(p * scale, (float)v, acc), entries ascending. p: [n_q][64] dense; acc: [n_q][dim]
-     * dense. */
-    void (*i8_mix)(const void *src, uint32_t dim, const float *p, uint32_t n_q, float *acc);
+    /* ---- packed half pages (kvc_packing of policy.h; layout in pack.h). pack: KVC_PAGE rows,
+     * stride floats apart. unpack: out[64][dim]. q: [n_q][dim], s: [n_q][64], w: [n_q][64], acc:
+     * [n_q][dim], all dense.
+     *
+     * 8 bits: scale = amax / 127 rounded to binary16, code = nearest-even(x / scale) clamped to
+     * ±127, 0 where the scale is 0; x = code * scale.
+     *
+     * 4 and 2 bits: elements are clamped to ±65504, NaN to -65504. With KVC_PACK_ZERO min = the
+     * group's least, rounded to binary16, and scale = max(largest - min, 0) / (2^bits - 1),
+     * rounded; without, scale = peak * -2^(1 - bits), rounded, where peak is the element of the
+     * largest magnitude (of two the positive one), and min = scale * -2^(bits - 1). code =
+     * nearest-even((x - min) / scale) clamped to [0, 2^bits), 0 for 0 / 0; x = fma(code, scale,
+     * min). */
+    void (*pack_k)(const kvc_packing *p, const float *rows, uint32_t stride, void *dst);
+    void (*pack_v)(const kvc_packing *p, const float *rows, uint32_t stride, void *dst);
+    void (*unpack_k)(const kvc_packing *p, const void *src, float *out);
+    void (*unpack_v)(const kvc_packing *p, const void *src, float *out);
+    /* Float query. 8 bits: s = (Σ_d fma(q[d], code, acc)) * scale. Row groups: from s = 0, groups
+     * ascending, s = fma(qmin, min, fma(acc, scale, s)), acc = Σ_d fma(q[d], code, acc), qmin the
+     * group's Σ_d q[d] in 16 lanes. Channels: s = acc + base, acc = Σ_d fma(q[d] * scale[d], code,
+     * acc), base = Σ_d fma(q[d], min[d], base) in 16 lanes. */
+    void (*pack_score_f)(const kvc_packing *p, const void *src, const float *q, uint32_t n_q,
+                         float *s);
+    /* Query rounded to int8. 8 bits, one scale per row: dq = amax / 127, qi = nearest-even(q * (127
+     * / amax)), 0 where amax is 0; s = (float)isum * (dq * scale), isum exact. 4 and 2 bits: as
+     * pack_score_f. */
+    void (*pack_score_q)(const kvc_packing *p, const void *src, const float *q, uint32_t n_q,
+                         float *s);
+    /* Entries ascending. 8 bits: acc = fma(w[e] * scale, code, acc). Row groups: acc = acc + wmin,
+     * wmin = Σ_e fma(w[e], min, wmin) in 16 lanes, then acc = fma(w[e] * scale, code, acc).
+     * Channels: blocks of entries ascending, acc = fma(r, scale, fma(wsum, min, acc)), r = Σ_e
+     * fma(w[e], code, r), wsum = Σ_e w[e] in 16 lanes. */
+    void (*pack_mix)(const kvc_packing *p, const void *src, const float *w, uint32_t n_q,
+                     float *acc);
 } kvc__kern;
 
 /** The table of the level in use (kvc__cpu_level()). */
@@ -106,8 +126,8 @@ const kvc__kern *kvc__kern_level(int level);
 
 /** Bytes of scratch that mm_f needs for w. */
 size_t kvc__tile_bytes(const kvc__mat *w);
-/** Bytes of a packed int8 half page of that dim: scale[64] and 64 × dim bytes. */
-size_t kvc__i8_bytes(uint32_t dim);
+/** Bytes of a packed half page. */
+size_t kvc__pack_bytes(const kvc_packing *p);
 
 /** binary16 and bfloat16, round to nearest even; exact the other way. */
 uint16_t kvc__f16(float x);

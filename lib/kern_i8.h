@@ -84,39 +84,44 @@ static void i8_unpack_v(const void *src, uint32_t dim, float *out) {
 
 /* ---- scores, float query */
 
-INLINE void i8_score_f_tile(uint32_t n_q, const uint8_t *src, uint32_t dim, const float *q,
-                            float *s) {
+/* 16 n_vec entries from e on. n_q and n_vec are constants. */
+INLINE void i8_score_f_tile(uint32_t n_q, uint32_t n_vec, uint32_t e, const uint8_t *src,
+                            uint32_t dim, const float *q, float *s) {
     vf acc[PAGE_ROWS][4];
     UNROLL for (uint32_t i = 0; i < n_q; i++) {
-        UNROLL for (uint32_t v = 0; v < 4; v++) {
+        UNROLL for (uint32_t v = 0; v < n_vec; v++) {
             acc[i][v] = vf_zero();
         }
     }
-    const uint8_t *k = src + I8_SCALES;
+    const uint8_t *k = src + I8_SCALES + 4 * e;
     for (uint32_t d = 0; d < dim; d += 4, k += 4 * KVC__ENTRIES) {
         UNROLL for (uint32_t j = 0; j < 4; j++) {
-            vf kv[4];
-            UNROLL for (uint32_t v = 0; v < 4; v++) {
-                kv[v] = vf_from_vi(vi_sbyte(vi_load(k + 64 * v), j));
-            }
-            UNROLL for (uint32_t i = 0; i < n_q; i++) {
-                vf x = vf_set1(q[(size_t)i * dim + d + j]);
-                UNROLL for (uint32_t v = 0; v < 4; v++) {
-                    acc[i][v] = vf_fma(x, kv[v], acc[i][v]);
+            UNROLL for (uint32_t v = 0; v < n_vec; v++) {
+                vf kv = vf_from_vi(vi_sbyte(vi_load(k + 64 * v), j));
+                const float *x = v > 0 ? vec_again(q + d + j) : q + d + j;
+                UNROLL for (uint32_t i = 0; i < n_q; i++) {
+                    acc[i][v] = vf_fma(vf_set1(x[(size_t)i * dim]), kv, acc[i][v]);
                 }
             }
         }
     }
     UNROLL for (uint32_t i = 0; i < n_q; i++) {
-        UNROLL for (uint32_t v = 0; v < 4; v++) {
-            vf y = vf_mul(acc[i][v], vf_load_f16(src + 32 * v));
-            vf_store(s + i * KVC__ENTRIES + 16 * v, y);
+        UNROLL for (uint32_t v = 0; v < n_vec; v++) {
+            vf y = vf_mul(acc[i][v], vf_load_f16(src + 2 * e + 32 * v));
+            vf_store(s + i * KVC__ENTRIES + e + 16 * v, y);
         }
     }
 }
 
+INLINE void i8_score_f_rows(uint32_t n_q, const uint8_t *src, uint32_t dim, const float *q,
+                            float *s) {
+    for (uint32_t e = 0; e < KVC__ENTRIES; e += 16 * PAGE_VECS(n_q)) {
+        i8_score_f_tile(n_q, PAGE_VECS(n_q), e, src, dim, q, s);
+    }
+}
+
 static void i8_score_f(const void *src, uint32_t dim, const float *q, uint32_t n_q, float *s) {
-#define I8_CALL(n) i8_score_f_tile(n, src, dim, q, s)
+#define I8_CALL(n) i8_score_f_rows(n, src, dim, q, s)
     for (; n_q >= PAGE_ROWS; n_q -= PAGE_ROWS, q += PAGE_ROWS * dim) {
         I8_CALL(PAGE_ROWS);
         s += PAGE_ROWS * KVC__ENTRIES;
@@ -129,9 +134,11 @@ static void i8_score_f(const void *src, uint32_t dim, const float *q, uint32_t n
 
 /* ---- scores, rounded query */
 
-/* Query rows rounded to int8, 16 elements at a time, and what is left to do with their dots. */
+#define I8_SPAN 64u /* elements of a query that are rounded at a time */
+
+/* Query rows rounded to int8, and what is left to do with their dots. */
 typedef struct i8_query {
-    int8_t q[PAGE_ROWS][16];
+    int8_t q[PAGE_ROWS][I8_SPAN];
     int32_t bits[PAGE_ROWS]; /* of the largest magnitude */
     float d[PAGE_ROWS];
     float inverse[PAGE_ROWS];
@@ -148,56 +155,81 @@ INLINE void i8_query_init(i8_query *x, uint32_t n_q, const float *q, uint32_t di
     }
 }
 
+/* Rounds elements d to d + I8_SPAN. */
 INLINE void i8_query_next(i8_query *x, uint32_t n_q, const float *q, uint32_t dim, uint32_t d) {
     for (uint32_t i = 0; i < n_q; i++) {
-        vf v = vf_load_n(q + (size_t)i * dim + d, dim - d);
-        vi r = row_round(v, x->inverse[i], x->bits[i]);
-        x->sum[i] = vi_add(x->sum[i], r);
-        vi_store_s8_n(x->q[i], r, 16);
+        for (uint32_t j = 0; j < I8_SPAN && d + j < dim; j += 16) {
+            vf v = vf_load_n(q + (size_t)i * dim + d + j, dim - d - j);
+            vi r = row_round(v, x->inverse[i], x->bits[i]);
+            x->sum[i] = vi_add(x->sum[i], r);
+            vi_store_s8_n(x->q[i] + j, r, 16);
+        }
     }
 }
 
-/* The dot wants one side unsigned: keys with their sign bit turned are 128 too high, so 128 times
- * the query's sum comes off. */
-INLINE void i8_score_q_tile(uint32_t n_q, const uint8_t *src, uint32_t dim, const float *q,
-                            float *s) {
-    vi acc[PAGE_ROWS][4];
-    i8_query x;
-    i8_query_init(&x, n_q, q, dim);
+/* Continues the dots of n_vec vectors of entries from v0 on with n elements of the rounded rows.
+ * n_q and n_vec are constants. */
+INLINE void i8_score_q_tile(uint32_t n_q, uint32_t n_vec, uint32_t v0, const i8_query *x,
+                            const uint8_t *k, uint32_t n, vi acc[PAGE_ROWS][4]) {
+    vi r[PAGE_ROWS][4];
     UNROLL for (uint32_t i = 0; i < n_q; i++) {
-        UNROLL for (uint32_t v = 0; v < 4; v++) {
-            acc[i][v] = vi_zero();
+        UNROLL for (uint32_t v = 0; v < n_vec; v++) {
+            r[i][v] = acc[i][v0 + v];
         }
     }
-    const vi turn = vi_set1((int32_t)0x80808080u);
-    const uint8_t *k = src + I8_SCALES;
-    for (uint32_t d = 0; d < dim; d += 4, k += 4 * KVC__ENTRIES) {
-        if (d % 16 == 0) {
-            i8_query_next(&x, n_q, q, dim, d);
-        }
-        vi kv[4];
-        UNROLL for (uint32_t v = 0; v < 4; v++) {
-            kv[v] = vi_xor(vi_load(k + 64 * v), turn);
+    for (uint32_t d = 0; d < n; d += 4, k += 4 * KVC__ENTRIES) {
+        vb kv[4];
+        UNROLL for (uint32_t v = 0; v < n_vec; v++) {
+            kv[v] = vb_load(k + 64 * (v0 + v));
         }
         UNROLL for (uint32_t i = 0; i < n_q; i++) {
-            vi b = vi_bytes4(x.q[i] + d % 16);
-            UNROLL for (uint32_t v = 0; v < 4; v++) {
-                acc[i][v] = vi_dot(acc[i][v], kv[v], b);
+            vi b = vi_bytes4(x->q[i] + d);
+            UNROLL for (uint32_t v = 0; v < n_vec; v++) {
+                r[i][v] = vb_dot(r[i][v], kv[v], b);
             }
         }
     }
     UNROLL for (uint32_t i = 0; i < n_q; i++) {
-        vi off = vi_set1(128 * vi_sum(x.sum[i]));
-        UNROLL for (uint32_t v = 0; v < 4; v++) {
-            vf factor = vf_mul(vf_set1(x.d[i]), vf_load_f16(src + 32 * v));
-            vf y = vf_mul(vf_from_vi(vi_sub(acc[i][v], off)), factor);
+        UNROLL for (uint32_t v = 0; v < n_vec; v++) {
+            acc[i][v0 + v] = r[i][v];
+        }
+    }
+}
+
+INLINE void i8_score_q_rows(uint32_t n_q, const uint8_t *src, uint32_t dim, const float *q,
+                            float *s) {
+    const uint8_t *k = src + I8_SCALES;
+    vi acc[PAGE_ROWS][4];
+    i8_query x;
+    i8_query_init(&x, n_q, q, dim);
+    for (uint32_t i = 0; i < n_q; i++) {
+        for (uint32_t v = 0; v < 4; v++) {
+            acc[i][v] = vi_zero();
+        }
+    }
+    for (uint32_t d = 0; d < dim; d += I8_SPAN) {
+        const uint32_t n = dim - d < I8_SPAN ? dim - d : I8_SPAN;
+        i8_query_next(&x, n_q, q, dim, d);
+        for (uint32_t v = 0; v < 4; v += PAGE_DOTS(n_q)) {
+            i8_score_q_tile(n_q, PAGE_DOTS(n_q), v, &x, k + (size_t)d * KVC__ENTRIES, n, acc);
+        }
+    }
+    int32_t off[PAGE_ROWS];
+    for (uint32_t i = 0; i < n_q; i++) {
+        off[i] = VB_BIAS * vi_sum(x.sum[i]);
+    }
+    for (uint32_t v = 0; v < 4; v++) {
+        vf scale = vf_load_f16(src + 32 * v);
+        for (uint32_t i = 0; i < n_q; i++) {
+            vf y = vf_from_vi(vi_sub(acc[i][v], vi_set1(off[i])));
+            y = vf_mul(y, vf_mul(vf_set1(x.d[i]), scale));
             vf_store(s + i * KVC__ENTRIES + 16 * v, y);
         }
     }
 }
 
 static void i8_score_q(const void *src, uint32_t dim, const float *q, uint32_t n_q, float *s) {
-#define I8_CALL(n) i8_score_q_tile(n, src, dim, q, s)
+#define I8_CALL(n) i8_score_q_rows(n, src, dim, q, s)
     for (; n_q >= PAGE_ROWS; n_q -= PAGE_ROWS, q += PAGE_ROWS * dim) {
         I8_CALL(PAGE_ROWS);
         s += PAGE_ROWS * KVC__ENTRIES;

@@ -8,16 +8,20 @@
 #include "gguf.h"
 #include "half.h"
 #include "kern.h"
+#include "pack.h"
 
 #include "kvc/policy.h"
 
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "kern_row.h"
 #include "kern_mm.h"
 #include "kern_page.h"
 #include "kern_i8.h"
+#include "kern_pack.h"
+#include "kern_packed.h"
 
 /* The members of a level's table. */
 #define KERN_TABLE(level_name)                                                                     \
@@ -26,9 +30,9 @@
         .rms_norm = rms_norm, .add = add, .scale = scale, .silu_mul = silu_mul,                    \
         .rope_norm = rope_norm, .hadamard = hadamard, .softmax = softmax, .exp1 = exp1,            \
         .put_k = put_k, .put_v = put_v, .get_k = get_k, .get_v = get_v, .score = score,            \
-        .mix = mix, .axpy = axpy, .i8_pack_k = i8_pack_k, .i8_pack_v = i8_pack_v,                  \
-        .i8_unpack_k = i8_unpack_k, .i8_unpack_v = i8_unpack_v, .i8_score_f = i8_score_f,          \
-        .i8_score_q = i8_score_q, .i8_mix = i8_mix                                                 \
+        .mix = mix, .axpy = axpy, .pack_k = pack_k, .pack_v = pack_v, .unpack_k = unpack_k,        \
+        .unpack_v = unpack_v, .pack_score_f = pack_score_f, .pack_score_q = pack_score_q,          \
+        .pack_mix = pack_mix                                                                       \
     }
 
 #endif

@@ -7,6 +7,8 @@
 
 /** Plain C, on every machine. */
 const kvc__kern *kvc__kern_scalar(void);
+/** AVX2 with FMA and F16C; NULL in a build without it. Only for machines that have it. */
+const kvc__kern *kvc__kern_avx2(void);
 /** AVX-512 with VNNI; NULL in a build without it. Only for machines that have it. */
 const kvc__kern *kvc__kern_avx512(void);
 

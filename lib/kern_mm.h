@@ -47,16 +47,51 @@ INLINE int32_t mm_bias(uint32_t type) {
 
 /* ---- int8 products */
 
-/* n_tok dots of one block with 16 rows: sums over 32 columns of value × q, side by side. */
-INLINE void mm_q_dots(uint32_t n_tok, int32_t bias, const vi *w, const int8_t *q, size_t q_stride,
-                      const int32_t *sum, size_t sum_stride, vi *out) {
+/* n_tok dots of one block of bytes with 16 rows: sums over 32 columns of value × q, side by side.
+ */
+INLINE void mm_q_bytes(uint32_t n_tok, const uint8_t *w, const int8_t *q, size_t q_stride,
+                       const int32_t *sum, size_t sum_stride, vi *out) {
     UNROLL for (uint32_t t = 0; t < n_tok; t++) {
-        out[t] = vi_set1(-bias * sum[t * sum_stride]);
+        out[t] = vi_set1(-VB_BIAS * sum[t * sum_stride]);
     }
     UNROLL for (uint32_t i = 0; i < 8; i++) {
+        vb v = vb_load_biased(w + 32 + 64 * i);
         UNROLL for (uint32_t t = 0; t < n_tok; t++) {
-            out[t] = vi_dot(out[t], w[i], vi_bytes4(q + t * q_stride + 4 * i));
+            out[t] = vb_dot(out[t], v, vi_bytes4(q + t * q_stride + 4 * i));
         }
+    }
+}
+
+/* The same of nibbles, unpacked where they are used: not every level has the registers to hold
+ * them. */
+INLINE void mm_q_nibbles(uint32_t type, uint32_t n_tok, const uint8_t *w, const int8_t *q,
+                         size_t q_stride, const int32_t *sum, size_t sum_stride, vi *out) {
+    vd acc[MM_Q_STEP];
+    UNROLL for (uint32_t t = 0; t < n_tok; t++) {
+        acc[t] = vd_start(vi_set1(-mm_bias(type) * sum[t * sum_stride]));
+    }
+    w += type == KVC__T_Q4_0 ? 32 : 64;
+    UNROLL for (uint32_t i = 0; i < 4; i++) {
+        vi v = vi_load(w + 64 * i);
+        vi low = vi_and(v, vi_set1(0x0f0f0f0f));
+        vi high = vi_and(vi_shr(v, 4), vi_set1(0x0f0f0f0f));
+        UNROLL for (uint32_t t = 0; t < n_tok; t++) {
+            const int8_t *at = q + t * q_stride + 4 * i;
+            acc[t] = vd_dot(acc[t], low, vi_bytes4(at));
+            acc[t] = vd_dot(acc[t], high, vi_bytes4(at + 16));
+        }
+    }
+    UNROLL for (uint32_t t = 0; t < n_tok; t++) {
+        out[t] = vd_sum(acc[t]);
+    }
+}
+
+INLINE void mm_q_dots(uint32_t type, uint32_t n_tok, const uint8_t *w, const int8_t *q,
+                      size_t q_stride, const int32_t *sum, size_t sum_stride, vi *out) {
+    if (type == KVC__T_Q8_0) {
+        mm_q_bytes(n_tok, w, q, q_stride, sum, sum_stride, out);
+    } else {
+        mm_q_nibbles(type, n_tok, w, q, q_stride, sum, sum_stride, out);
     }
 }
 
@@ -65,26 +100,24 @@ INLINE void mm_q_tile(uint32_t type, uint32_t n_tok, const uint8_t *w, uint32_t 
                       const kvc__act *a, uint32_t t0, float *out, size_t out_stride,
                       uint32_t n_row) {
     const size_t stride = a->n_col / KVC__BLOCK;
-    const uint32_t step = n_tok < 4 ? n_tok : 4;
+    const uint32_t step = n_tok < MM_Q_STEP ? n_tok : MM_Q_STEP;
     const bool ahead = n_tok > 1 && t0 == 0;
     const int8_t *q = a->q + (size_t)t0 * a->n_col;
     const float *d = a->d + t0 * stride;
     const int32_t *sum = a->sum + t0 * stride;
-    vf acc[8], accm[8];
+    vf acc[MM_Q_TOKENS], accm[MM_Q_TOKENS];
     UNROLL for (uint32_t t = 0; t < n_tok; t++) {
         acc[t] = vf_zero();
         accm[t] = vf_zero();
     }
     for (uint32_t b = 0; b < n_block; b++, w += mm_block_bytes(type), q += KVC__BLOCK, d++, sum++) {
-        vi wv[8], dot[4];
+        vi dot[MM_Q_STEP];
         if (ahead) {
             mm_fetch(type, w + MM_AHEAD);
         }
-        mm_unpack(type, w, wv);
         vf dw = vf_load_f16(w);
         UNROLL for (uint32_t t = 0; t < n_tok; t += step) {
-            mm_q_dots(step, mm_bias(type), wv, q + t * a->n_col, a->n_col, sum + t * stride, stride,
-                      dot);
+            mm_q_dots(type, step, w, q + t * a->n_col, a->n_col, sum + t * stride, stride, dot);
             UNROLL for (uint32_t u = t; u < t + step; u++) {
                 float da = d[u * stride];
                 acc[u] = vf_fma(vf_mul(dw, vf_set1(da)), vf_from_vi(dot[u - t]), acc[u]);
@@ -109,10 +142,10 @@ INLINE void mm_q_type(uint32_t type, const kvc__mat *w, uint32_t g0, uint32_t g1
         const uint32_t rows = w->n_row - KVC__GROUP * g;
         float *y = out + (size_t)KVC__GROUP * g;
         uint32_t t = 0;
-        for (; a->n - t >= 8; t += 8) {
-            mm_q_tile(type, 8, data, n_block, a, t, y + t * out_stride, out_stride, rows);
+        for (; a->n - t >= MM_Q_TOKENS; t += MM_Q_TOKENS) {
+            mm_q_tile(type, MM_Q_TOKENS, data, n_block, a, t, y + t * out_stride, out_stride, rows);
         }
-        if ((a->n - t) & 4) {
+        if (MM_Q_TOKENS > 4 && ((a->n - t) & 4)) {
             mm_q_tile(type, 4, data, n_block, a, t, y + t * out_stride, out_stride, rows);
             t += 4;
         }
@@ -200,25 +233,36 @@ INLINE void mm_f_tile(uint32_t type, uint32_t n_grp, uint32_t n_tok, const uint8
     }
 }
 
-/* The same for n_tok of 1 to 4, and of 12 for a single group. */
+/* The same for any n_grp, in tiles of as many groups as fit. */
+INLINE void mm_f_part(uint32_t type, uint32_t n_grp, uint32_t n_tok, const uint8_t *w,
+                      size_t w_stride, uint32_t n_col, const float *x, size_t x_stride,
+                      float *acc) {
+    const uint32_t step = n_grp < MM_F_GROUPS(n_tok) ? n_grp : MM_F_GROUPS(n_tok);
+    for (uint32_t g = 0; g < n_grp; g += step) {
+        mm_f_tile(type, step, n_tok, w + g * w_stride, w_stride, n_col, x, x_stride,
+                  acc + (size_t)16 * g * n_tok);
+    }
+}
+
+/* The same for n_tok of 1 to 4, and of MM_F_TOKENS for a single group. */
 INLINE void mm_f_some(uint32_t type, uint32_t n_grp, uint32_t n_tok, const uint8_t *w,
                       size_t w_stride, uint32_t n_col, const float *x, size_t x_stride,
                       float *acc) {
     switch (n_tok) {
     case 1:
-        mm_f_tile(type, n_grp, 1, w, w_stride, n_col, x, x_stride, acc);
+        mm_f_part(type, n_grp, 1, w, w_stride, n_col, x, x_stride, acc);
         break;
     case 2:
-        mm_f_tile(type, n_grp, 2, w, w_stride, n_col, x, x_stride, acc);
+        mm_f_part(type, n_grp, 2, w, w_stride, n_col, x, x_stride, acc);
         break;
     case 3:
-        mm_f_tile(type, n_grp, 3, w, w_stride, n_col, x, x_stride, acc);
+        mm_f_part(type, n_grp, 3, w, w_stride, n_col, x, x_stride, acc);
         break;
     case 4:
-        mm_f_tile(type, n_grp, 4, w, w_stride, n_col, x, x_stride, acc);
+        mm_f_part(type, n_grp, 4, w, w_stride, n_col, x, x_stride, acc);
         break;
     default:
-        mm_f_tile(type, 1, 12, w, w_stride, n_col, x, x_stride, acc);
+        mm_f_tile(type, 1, MM_F_TOKENS, w, w_stride, n_col, x, x_stride, acc);
         break;
     }
 }
@@ -240,7 +284,7 @@ INLINE void mm_f_groups(uint32_t type, uint32_t n_grp, const kvc__mat *w, uint32
     for (uint32_t t = 0, n; t < a->n; t += n) {
         float acc[16 * 16] = {0};
         n = a->n - t;
-        n = n >= 12 && n_grp == 1 ? 12 : n >= 4 ? 4 : n;
+        n = n >= MM_F_TOKENS && n_grp == 1 ? MM_F_TOKENS : n >= 4 ? 4 : n;
         mm_f_some(type, n_grp, n, data, w->group_bytes, w->n_col, a->f + t * a->f_stride,
                   a->f_stride, acc);
         mm_f_store(w, g, n_grp, t, n, acc, out, out_stride);

@@ -6,8 +6,7 @@
 #ifndef KVC_KERN_PAGE_H
 #define KVC_KERN_PAGE_H
 
-#define PAGE_ROWS 6u  /* query rows side by side: with 4 vectors each they fill the registers */
-#define PAGE_I8   99u /* beside KVC_TYPE_…: signed bytes */
+#define PAGE_I8 99u /* beside KVC_TYPE_…: signed bytes */
 
 /* The template of a call with a constant number of query rows. */
 #define PAGE_BY_ROWS(n, call)                                                                      \
@@ -124,36 +123,42 @@ static void get_v(uint32_t type, const void *page_v, uint32_t dim, float *out) {
 
 /* ---- scores of plain keys */
 
-INLINE void page_score_tile(uint32_t type, uint32_t n_q, const uint8_t *k, uint32_t dim,
-                            const float *q, float *s, size_t s_stride) {
+/* The first 16 n_vec entries from k on. n_q and n_vec are constants. */
+INLINE void page_score_tile(uint32_t type, uint32_t n_q, uint32_t n_vec, const uint8_t *k,
+                            uint32_t dim, const float *q, float *s, size_t s_stride) {
     vf acc[PAGE_ROWS][4];
     UNROLL for (uint32_t i = 0; i < n_q; i++) {
-        UNROLL for (uint32_t v = 0; v < 4; v++) {
+        UNROLL for (uint32_t v = 0; v < n_vec; v++) {
             acc[i][v] = vf_zero();
         }
     }
     for (uint32_t d = 0; d < dim; d++) {
-        vf kv[4];
-        UNROLL for (uint32_t v = 0; v < 4; v++) {
-            kv[v] = page_load(type, k, (size_t)d * KVC__ENTRIES + 16 * v);
-        }
-        UNROLL for (uint32_t i = 0; i < n_q; i++) {
-            vf x = vf_set1(q[(size_t)i * dim + d]);
-            UNROLL for (uint32_t v = 0; v < 4; v++) {
-                acc[i][v] = vf_fma(x, kv[v], acc[i][v]);
+        UNROLL for (uint32_t v = 0; v < n_vec; v++) {
+            vf kv = page_load(type, k, (size_t)d * KVC__ENTRIES + 16 * v);
+            const float *x = v > 0 ? vec_again(q + d) : q + d;
+            UNROLL for (uint32_t i = 0; i < n_q; i++) {
+                acc[i][v] = vf_fma(vf_set1(x[(size_t)i * dim]), kv, acc[i][v]);
             }
         }
     }
     UNROLL for (uint32_t i = 0; i < n_q; i++) {
-        UNROLL for (uint32_t v = 0; v < 4; v++) {
+        UNROLL for (uint32_t v = 0; v < n_vec; v++) {
             vf_store(s + i * s_stride + 16 * v, acc[i][v]);
         }
     }
 }
 
+INLINE void page_score_rows(uint32_t type, uint32_t n_q, const uint8_t *k, uint32_t dim,
+                            const float *q, float *s, size_t s_stride) {
+    for (uint32_t e = 0; e < KVC__ENTRIES; e += 16 * PAGE_VECS(n_q)) {
+        page_score_tile(type, n_q, PAGE_VECS(n_q), k + e * page_size(type), dim, q, s + e,
+                        s_stride);
+    }
+}
+
 INLINE void page_score(uint32_t type, const uint8_t *k, uint32_t dim, const float *q, uint32_t n_q,
                        float *s, size_t s_stride) {
-#define PAGE_CALL(n) page_score_tile(type, n, k, dim, q, s, s_stride)
+#define PAGE_CALL(n) page_score_rows(type, n, k, dim, q, s, s_stride)
     for (; n_q >= PAGE_ROWS; n_q -= PAGE_ROWS, q += PAGE_ROWS * dim, s += PAGE_ROWS * s_stride) {
         PAGE_CALL(PAGE_ROWS);
     }
@@ -195,15 +200,12 @@ INLINE void page_mix_tile(uint32_t type, uint32_t n_q, uint32_t n_vec, const uin
         }
     }
     for (uint32_t e = 0; e < KVC__ENTRIES; e++) {
-        vf x[4];
         UNROLL for (uint32_t v = 0; v < n_vec; v++) {
             const size_t at = (size_t)e * dim + d + 16 * v;
-            x[v] = n_vec > 1 ? page_load(type, values, at) : page_load_n(type, values, at, lanes);
-        }
-        UNROLL for (uint32_t i = 0; i < n_q; i++) {
-            vf pe = vf_set1(p[i * p_stride + e]);
-            UNROLL for (uint32_t v = 0; v < n_vec; v++) {
-                r[i][v] = vf_fma(pe, x[v], r[i][v]);
+            vf x = n_vec > 1 ? page_load(type, values, at) : page_load_n(type, values, at, lanes);
+            const float *pe = v > 0 ? vec_again(p + e) : p + e;
+            UNROLL for (uint32_t i = 0; i < n_q; i++) {
+                r[i][v] = vf_fma(vf_set1(pe[i * p_stride]), x, r[i][v]);
             }
         }
     }
@@ -217,8 +219,8 @@ INLINE void page_mix_tile(uint32_t type, uint32_t n_q, uint32_t n_vec, const uin
 INLINE void page_mix_rows(uint32_t type, uint32_t n_q, const uint8_t *values, uint32_t dim,
                           const float *p, size_t p_stride, float *acc) {
     uint32_t d = 0;
-    for (; dim - d >= 64; d += 64) {
-        page_mix_tile(type, n_q, 4, values, dim, d, 16, p, p_stride, acc);
+    for (; dim - d >= 16 * PAGE_VECS(n_q); d += 16 * PAGE_VECS(n_q)) {
+        page_mix_tile(type, n_q, PAGE_VECS(n_q), values, dim, d, 16, p, p_stride, acc);
     }
     for (; d < dim; d += 16) {
         page_mix_tile(type, n_q, 1, values, dim, d, dim - d, p, p_stride, acc);

@@ -257,6 +257,7 @@ static int32_t want_tensor(loader *l, const char *name, uint64_t n_row, uint64_t
     }
     l->used[t - l->g.tensor] = 1;
     l->model->n_param += n_row * n_col;
+    l->model->read_bytes += t->bytes;
     *out = t;
     return KVC_OK;
 }
@@ -338,6 +339,7 @@ static int32_t bind_layer(loader *l, uint32_t il) {
         (void)snprintf(name, sizeof name, "blk.%" PRIu32 ".%s.weight", il, mats[i].name);
         KVC_TRY(bind_mat(l, name, mats[i].n_row, mats[i].n_col, mats[i].mat));
         l->layer_bytes[mats[i].mat->type % TYPE_END] += kvc__mat_bytes(mats[i].mat);
+        l->model->n_mac += (uint64_t)mats[i].n_row * mats[i].n_col;
     }
     return KVC_OK;
 }
@@ -349,8 +351,10 @@ static int32_t load_rope_freq(loader *l) {
     if (!kvc__gguf_tensor_find(&l->g, "rope_freqs.weight")) {
         return KVC_OK;
     }
+    const uint64_t read = m->read_bytes;
     KVC_TRY(load_vector(l, "rope_freqs.weight", n, &m->rope_freq));
     m->n_param -= n;
+    m->read_bytes = read; /* angles are made once */
     for (uint32_t i = 0; i < n; i++) {
         if (!(m->rope_freq[i] > 0.0f && m->rope_freq[i] <= FLT_MAX)) {
             return kvc__fail(l->err, KVC_E_FORMAT,
@@ -393,6 +397,8 @@ static int32_t bind_tensors(loader *l) {
     KVC_TRY(load_vector(l, "output_norm.weight", h->n_embd, &m->out_norm));
     m->tied = kvc__gguf_tensor_find(&l->g, "output.weight") == NULL;
     if (!m->tied) {
+        const uint64_t table = kvc__gguf_tensor_find(&l->g, "token_embd.weight")->bytes;
+        m->read_bytes -= table - table / h->n_vocab;
         KVC_TRY(bind_mat(l, "output.weight", h->n_vocab, h->n_embd, &m->head));
     }
     KVC_TRY(load_rope_freq(l));

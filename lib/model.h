@@ -60,6 +60,7 @@ struct kvc_model {
     float *rope; /* [rope_n][n_rot]: cos then sin, n_rot / 2 each; grown when a session opens */
     uint32_t rope_n;
     uint64_t n_param, file_bytes;
+    uint64_t read_bytes, n_mac; /* of one decoded token, as in kvc_model_info */
     char arch[32], name[128], weights[16], fingerprint[33];
     struct kvc__work *work; /* scratch of batches (forward.h), made with the first session */
     void (*work_free)(kvc_model *model); /* frees it */

@@ -8,6 +8,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <link.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -60,6 +61,44 @@ int kvc__scratch_fd(const char *dir) {
         (void)posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
     }
     return fd;
+}
+
+/* Reads exactly n bytes at `at`. */
+static bool read_at(int fd, void *out, size_t n, uint64_t at) {
+    return at <= PTRDIFF_MAX && pread(fd, out, n, (off_t)at) == (ssize_t)n;
+}
+
+/* Whether what a library's program headers want loaded lies in a file of that size. */
+static bool loads_within(int fd, uint64_t size) {
+    ElfW(Ehdr) head;
+    ElfW(Phdr) part;
+    if (!read_at(fd, &head, sizeof head, 0) || memcmp(head.e_ident, ELFMAG, SELFMAG) != 0 ||
+        head.e_ident[EI_CLASS] != (sizeof(void *) == 8 ? ELFCLASS64 : ELFCLASS32)) {
+        return true;
+    }
+    for (uint32_t i = 0; i < head.e_phnum; i++) {
+        /* e_phoff may be anything: a sum that wraps is found by read_at() or by its bounds. */
+        const uint64_t at = head.e_phoff + (uint64_t)i * sizeof part;
+        if (at < head.e_phoff || !read_at(fd, &part, sizeof part, at)) {
+            return false;
+        }
+        if (part.p_type == PT_LOAD &&
+            (part.p_offset > size || part.p_filesz > size - part.p_offset)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool kvc__library_is_whole(const char *path) {
+    struct stat st;
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    if (fd < 0) {
+        return true;
+    }
+    const bool whole = fstat(fd, &st) != 0 || loads_within(fd, (uint64_t)st.st_size);
+    (void)close(fd);
+    return whole;
 }
 
 int kvc__direct_fd(int fd) {

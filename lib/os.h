@@ -7,6 +7,7 @@
 #include "err.h"
 
 #include <pthread.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -31,6 +32,11 @@ int kvc__unnamed_link(int fd, const char *path);
 /** Opens a file without a name in the directory dir for reading and writing, which vanishes with
  * its descriptor and isn't read ahead: a descriptor, or -1 with errno. */
 int kvc__scratch_fd(const char *dir);
+/** False when the file at path is a library of this machine's word size whose loadable parts reach
+ * beyond its end: mapping it would end the process by SIGBUS. True for anything else, which the
+ * loader itself refuses. */
+bool kvc__library_is_whole(const char *path);
+
 /** Another descriptor of the file at fd, for reading past the page cache, which wants place, length
  * and memory aligned: -1 where the system can't. */
 int kvc__direct_fd(int fd);

@@ -3,6 +3,7 @@
  * It reads the tables of a plugin and calls none of its functions. */
 #include "policy_table.h"
 
+#include "budget.h"
 #include "spec.h"
 
 #include <math.h>
@@ -103,6 +104,8 @@ static int default_valid(const kvc_param *row) {
                row->def.f <= row->max.f;
     case KVC_PARAM_BOOL:
         return row->def.i == 0 || row->def.i == 1;
+    case KVC_PARAM_BUDGET:
+        return kvc__budget_valid(row->def.i);
     case KVC_PARAM_STRING:
         return row->def.s == NULL || strpbrk(row->def.s, ":+,") == NULL;
     default:
@@ -121,7 +124,7 @@ static const char *param_wrong(const kvc_policy *p, uint32_t i) {
             return "its name is used twice";
         }
     }
-    if (row->type < KVC_PARAM_INT || row->type > KVC_PARAM_STRING) {
+    if (row->type < KVC_PARAM_INT || row->type > KVC_PARAM_BUDGET) {
         return "its type is unknown";
     }
     if (row->help == NULL || row->help[0] == '\0') {
@@ -130,8 +133,9 @@ static const char *param_wrong(const kvc_policy *p, uint32_t i) {
     if (!default_valid(row)) {
         return row->type == KVC_PARAM_ENUM
                    ? "its choices are missing or malformed, or its default is none of them"
-               : row->type == KVC_PARAM_STRING
-                   ? "its default holds ':', '+' or ','"
+               : row->type == KVC_PARAM_STRING ? "its default holds ':', '+' or ','"
+               : row->type == KVC_PARAM_BUDGET
+                   ? "its default is no budget; write it with KVC_BUDGET()"
                    : "its default is not within its range, or not finite";
     }
     return NULL;

@@ -36,6 +36,10 @@ static int32_t entry_open(const char *path, kvc__entry_fn *out, kvc__err *err) {
         return kvc__fail(err, KVC_E_LOAD_FILE, "%s: %s; give the .so file of a policy", path,
                          S_ISREG(st.st_mode) ? "is an empty file" : "is not a regular file");
     }
+    if (!kvc__library_is_whole(path)) {
+        return kvc__fail(err, KVC_E_LOAD_OPEN, "%s: the file is cut off; copy or build it again",
+                         path);
+    }
     void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     if (handle == NULL) {
         const char *text = dlerror();

@@ -383,6 +383,9 @@ static void settle_part(kvc_session *s, const kvc__part *p) {
         kvc__stack_cuts(&s->stack, p->pos0 + (int32_t)p->n - 1, prompt_end)) {
         /* What waits in the layers comes before what the end evicts. */
         int32_t rc = commit_journal(s);
+        if (rc == KVC_E_LOST && s->store.pager != NULL && recover(s)) {
+            return;
+        }
         if (rc < 0) {
             fail_run(s, rc);
             return;
@@ -438,13 +441,26 @@ static bool run_batch(kvc_session *const *s, uint32_t n) {
     return true;
 }
 
+/* Accepts the journalled steps of the calls that went well. True when one of them met a page that
+ * its tier has lost, so that there is more to compute. */
+static bool commit_runs(kvc_session *const *s, uint32_t n) {
+    bool more = false;
+    for (uint32_t i = 0; i < n; i++) {
+        if (s[i]->run->status != KVC_OK || atomic_load(&s[i]->cancel) != 0) {
+            continue;
+        }
+        const int32_t rc = commit_journal(s[i]);
+        if (rc == KVC_E_LOST && s[i]->store.pager != NULL && recover(s[i])) {
+            more = true;
+        } else if (rc < 0) {
+            fail_run(s[i], rc);
+        }
+    }
+    return more;
+}
+
 /* The end of a good call. */
 static void finish_run(kvc_session *s) {
-    const int32_t committed = commit_journal(s);
-    if (committed < 0) {
-        fail_run(s, committed);
-        return;
-    }
     kvc__store_note_peak(&s->store);
     if ((s->stack.flags & KVC_PLAN_TRANSIENT) != 0) {
         int32_t rc = go_back(s, 0);
@@ -476,7 +492,7 @@ void kvc__session_decode(kvc_session *const *s, uint32_t n) {
             begin_journal(s[i]);
         }
     }
-    while (run_batch(s, n)) {
+    while (run_batch(s, n) || commit_runs(s, n)) {
     }
     for (uint32_t i = 0; i < n; i++) {
         const bool cancelled = atomic_exchange(&s[i]->cancel, 0) != 0;

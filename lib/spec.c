@@ -4,6 +4,8 @@
  * knows parameter tables and must not know files, sessions, or what any parameter means. */
 #include "spec.h"
 
+#include "budget.h"
+
 #include <locale.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -159,26 +161,25 @@ const kvc_param *kvc__param_row(const kvc_policy *policy, uint32_t i) {
                                              (size_t)i * policy->param_stride);
 }
 
-/* Reads an integer with K, M or G, and for bytes a B or iB behind. */
-static int integer_read(const char *text, int bytes, int64_t *out) {
-    int negative = *text == '-';
+bool kvc__text_integer(const char *text, bool bytes, int64_t *out) {
+    const bool negative = *text == '-';
     uint64_t value = 0, limit = negative ? (uint64_t)INT64_MAX + 1 : (uint64_t)INT64_MAX;
     const char *p = text + (*text == '-' || *text == '+');
     const char *digits = p;
     for (; *p >= '0' && *p <= '9'; p++) {
         uint64_t digit = (uint64_t)(*p - '0');
         if (value > (limit - digit) / 10) {
-            return 0;
+            return false;
         }
         value = value * 10 + digit;
     }
     if (p == digits) {
-        return 0;
+        return false;
     }
     int shift = *p == 'K' ? 10 : *p == 'M' ? 20 : *p == 'G' ? 30 : 0;
     p += shift > 0;
     if (value > limit >> shift) {
-        return 0;
+        return false;
     }
     value <<= shift;
     if (bytes) {
@@ -247,14 +248,16 @@ static int value_read(const kvc_param *row, const char *text, kvc_value *out) {
     switch (row->type) {
     case KVC_PARAM_INT:
     case KVC_PARAM_SIZE:
-        return integer_read(text, row->type == KVC_PARAM_SIZE, &out->i) && out->i >= row->min.i &&
-               out->i <= row->max.i;
+        return kvc__text_integer(text, row->type == KVC_PARAM_SIZE, &out->i) &&
+               out->i >= row->min.i && out->i <= row->max.i;
     case KVC_PARAM_FLOAT:
         return kvc__text_double(text, &out->f) && out->f >= row->min.f && out->f <= row->max.f;
     case KVC_PARAM_BOOL:
         return bool_read(text, &out->i);
     case KVC_PARAM_ENUM:
         return choice_read(row, text, &out->i);
+    case KVC_PARAM_BUDGET:
+        return kvc__budget_read(text, &out->i);
     default: /* KVC_PARAM_STRING: policy_table.c lets no other pass */
         out->s = text;
         return 1;
@@ -297,7 +300,7 @@ static void float_add(text *t, double value) {
 }
 
 static void value_add(text *t, const kvc_param *row, kvc_value value) {
-    char digits[32];
+    char digits[KVC__BUDGET_TEXT];
     switch (row->type) {
     case KVC_PARAM_FLOAT:
         float_add(t, value.f);
@@ -310,6 +313,10 @@ static void value_add(text *t, const kvc_param *row, kvc_value value) {
         break;
     case KVC_PARAM_STRING:
         text_add(t, value.s);
+        break;
+    case KVC_PARAM_BUDGET:
+        kvc__budget_text(value.i, digits);
+        text_add(t, digits);
         break;
     default:
         snprintf(digits, sizeof digits, "%lld", (long long)value.i);
@@ -329,6 +336,11 @@ static void allowed_add(text *t, const kvc_param *row) {
     }
     if (row->type == KVC_PARAM_BOOL) {
         text_add(t, "on or off");
+        return;
+    }
+    if (row->type == KVC_PARAM_BUDGET) {
+        text_add(t, "tokens per lane (512, 2K; at most 2147483647), a share of n_ctx (25%, 12.5%; "
+                    "at most 100%), or bytes with a B (8MiB)");
         return;
     }
     text_add(t, row->type == KVC_PARAM_FLOAT  ? "a number from "

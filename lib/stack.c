@@ -255,14 +255,19 @@ int32_t kvc__stage_failed(kvc__stage *st, int32_t code, const char *call, uint32
                           int32_t pos, kvc__err *err) {
     kvc__err said;
     char where[64] = "";
+    kvc__stage *tier = st->stack != NULL ? st->stack->tier : NULL;
     stage_said(st, &said);
+    if (said.text[0] == '\0' && tier != NULL && (code == KVC_E_IO || code == KVC_E_LOST)) {
+        stage_said(tier, &said); /* it met a page that the tier couldn't bring */
+        st = said.text[0] != '\0' ? tier : st;
+    }
     if (layer != KVC_ALL) {
         snprintf(where, sizeof where, "layer %u, ", layer);
     }
-    return kvc__fail(
-        err, hook_status(st->stack, code), "policy '%s' failed in %s (%sposition %d): %s [%s]",
-        st->policy.desc.name, call, where, (int)pos,
-        said.text[0] != '\0' ? said.text : kvc_status_text(code), kvc_status_name(code));
+    const char *text = said.text[0] != '\0' ? said.text : kvc_status_text(code);
+    const int32_t status = st == tier ? code : hook_status(st->stack, code);
+    return kvc__fail(err, status, "policy '%s' failed in %s (%sposition %d): %s [%s]",
+                     st->policy.desc.name, call, where, (int)pos, text, kvc_status_name(code));
 }
 
 int32_t kvc__stack_begin(kvc__stack *s, const kvc_step *step, int32_t *from, kvc__err *err) {

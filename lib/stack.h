@@ -54,6 +54,7 @@ typedef struct kvc__stage {
     uint64_t seed, rng;
     bool created;    /* create() succeeded */
     uint32_t column; /* first of its own columns in the store */
+    uint32_t budget; /* in entries per lane, once the plans are merged; 0: none */
     uint32_t evict;  /* KVC__EVICT_… */
     uint32_t evict_layer;
     pthread_mutex_t lock; /* guards said */
@@ -176,5 +177,7 @@ void kvc__stack_bytes(const kvc__stack *s, uint64_t *memory, uint64_t *disk);
 
 /** The host table of a stage (host.c). */
 void kvc__host_init(kvc__stage *stage, const kvc__stack_env *env);
+/** The extension KVC_HOST_MATH, whose ctx is a stage (host_math.c). */
+extern const kvc_host_math kvc__host_math;
 
 #endif

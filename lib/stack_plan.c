@@ -3,6 +3,8 @@
  * one that the store, the codec and the tier of a session are made from. */
 #include "stack.h"
 
+#include "budget.h"
+
 #include <stdio.h>
 #include <string.h>
 
@@ -102,6 +104,9 @@ static int32_t check_plan(kvc__stage *st, uint32_t n_layer, kvc__err *err) {
         !which) {
         return plan_bad(st, "gives up or hides entries without answering 'which'", err);
     }
+    if (p->budget != 0 && (!kvc__budget_valid(p->budget) || (p->flags & KVC_PLAN_EVICTS) == 0)) {
+        return plan_bad(st, "has a budget that is none, or one without KVC_PLAN_EVICTS", err);
+    }
     if (p->positions == KVC_POSITIONS_CACHE &&
         (api->visible == NULL || (p->flags & KVC_PLAN_EVICTS) != 0)) {
         return plan_bad(
@@ -193,6 +198,48 @@ static int32_t merge_formats(kvc__stack *s, const kvc_shape *shape, kvc__err *er
     return KVC_OK;
 }
 
+/* A stage's budget in entries per lane. entry_bytes: of one entry of every lane. */
+static int32_t merge_budget(const kvc__stack *s, kvc__stage *st, uint64_t entry_bytes,
+                            kvc__err *err) {
+    const kvc_plan *p = &st->plan;
+    const uint32_t least = p->budget_least > 0 ? p->budget_least : 1;
+    const uint64_t n = kvc__budget_entries(p->budget, s->n_ctx, entry_bytes);
+    if (n >= least) {
+        st->budget = n < UINT32_MAX ? (uint32_t)n : UINT32_MAX;
+        return KVC_OK;
+    }
+    char given[KVC__BUDGET_TEXT], want[KVC__BUDGET_TEXT];
+    const int64_t enough =
+        kvc__budget_least(kvc_budget_unit(p->budget), least, s->n_ctx, entry_bytes);
+    kvc__budget_text(p->budget, given);
+    if (enough == 0) {
+        return kvc__fail(err, KVC_E_PARAM,
+                         "policy '%s': no budget of this kind is enough: %s is %u tokens per lane, "
+                         "and it needs %u at least; raise n_ctx",
+                         st->policy.desc.name, given, (uint32_t)n, least);
+    }
+    kvc__budget_text(enough, want);
+    return kvc__fail(err, KVC_E_PARAM,
+                     "policy '%s': a budget of %s is %u tokens per lane, and it needs %u at least; "
+                     "give %s or more",
+                     st->policy.desc.name, given, (uint32_t)n, least, want);
+}
+
+/* The budgets of all stages, now that the formats are known. Pages are whole multiples of 64 bytes,
+ * so an entry's bytes are exact. */
+static int32_t merge_budgets(kvc__stack *s, kvc__err *err) {
+    uint64_t entry_bytes = 0;
+    for (uint32_t i = 0; i < s->n_layer; i++) {
+        entry_bytes += (uint64_t)s->n_head_kv[i] * (s->shape[i].page_bytes / KVC_PAGE);
+    }
+    for (uint32_t j = 0; j < s->n_stage; j++) {
+        if (s->stage[j]->plan.budget != 0) {
+            KVC_TRY(merge_budget(s, s->stage[j], entry_bytes, err));
+        }
+    }
+    return KVC_OK;
+}
+
 /* Opens the tier of a new stage; one that is shared is open. */
 static int32_t merge_tier(kvc__stack *s, kvc__err *err) {
     kvc__stage *st = s->tier;
@@ -263,6 +310,7 @@ int32_t kvc__stack_check_plan(kvc__stack *s, uint32_t index, kvc__err *err) {
 int32_t kvc__stack_merge(kvc__stack *s, const kvc_shape *shape, kvc__err *err) {
     merge_hooks(s);
     KVC_TRY(merge_formats(s, shape, err));
+    KVC_TRY(merge_budgets(s, err));
     KVC_TRY(merge_tier(s, err));
     if ((s->flags & KVC_PLAN_EVICTS) != 0 && !kvc__codec_movable(&s->codec) && s->log != NULL) {
         s->log(s->log_user, KVC_LOG_WARN,

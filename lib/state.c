@@ -15,9 +15,16 @@ static const char magic[8] = {'k', 'v', 'c', 's', 'e', 's', 's', '\n'};
 
 /* ---------------------------------------------------------------- the head */
 
-/* What a file says of itself before its contents. Texts are the reader's to free. */
+/* What the head says of a layer's pages. */
+struct layer {
+    uint32_t n_head_kv, dim_k, dim_v, open_type;
+    uint64_t page_bytes;
+};
+
+/* What a file says of itself before its contents. Texts and layers are the reader's to free. */
 struct head {
     char *fingerprint, *spec, *versions;
+    struct layer *layer; /* [n_layer] */
     uint32_t compute, n_ctx, n_layer, n_column, n_token, n_valid;
 };
 
@@ -41,15 +48,23 @@ static int32_t put_text(kvc__stream *out, const char *text) {
     return kvc__stream_write(out, text, n);
 }
 
+static struct layer layer_of(const kvc_session *s, uint32_t i) {
+    const kvc__page_shape *sh = &s->stack.shape[i];
+    return (struct layer){.n_head_kv = s->stack.n_head_kv[i],
+                          .dim_k = sh->dim_k,
+                          .dim_v = sh->dim_v,
+                          .open_type = sh->open_type,
+                          .page_bytes = sh->page_bytes};
+}
+
 static int32_t put_layers(const kvc_session *s, kvc__stream *out) {
     for (uint32_t i = 0; i < s->stack.n_layer; i++) {
-        const kvc__page_shape *sh = &s->stack.shape[i];
-        const uint64_t bytes = sh->page_bytes;
-        PUT(s->stack.n_head_kv[i]);
-        PUT(sh->dim_k);
-        PUT(sh->dim_v);
-        PUT(sh->open_type);
-        PUT(bytes);
+        const struct layer l = layer_of(s, i);
+        PUT(l.n_head_kv);
+        PUT(l.dim_k);
+        PUT(l.dim_v);
+        PUT(l.open_type);
+        PUT(l.page_bytes);
     }
     return KVC_OK;
 }
@@ -103,6 +118,7 @@ static void head_free(kvc__mem *mem, struct head *h) {
     kvc__free(mem, h->fingerprint, h->fingerprint != NULL ? MAX_TEXT : 0);
     kvc__free(mem, h->spec, h->spec != NULL ? MAX_TEXT : 0);
     kvc__free(mem, h->versions, h->versions != NULL ? MAX_TEXT : 0);
+    kvc__free(mem, h->layer, h->layer != NULL ? h->n_layer * sizeof *h->layer : 0);
 }
 
 static int32_t get_head(kvc__stream *in, struct head *h) {
@@ -132,28 +148,36 @@ static int32_t get_head(kvc__stream *in, struct head *h) {
     return KVC_OK;
 }
 
-/* The shapes that follow the head, against the session's own; then the head's checksum. */
-static int32_t check_layers(const kvc_session *s, const struct head *h, kvc__stream *in) {
-    bool same = h->n_layer == s->stack.n_layer && h->n_column == s->store.n_column;
-    for (uint32_t i = 0; same && i < s->stack.n_layer; i++) {
-        const kvc__page_shape *sh = &s->stack.shape[i];
-        uint32_t heads, dim_k, dim_v, type;
-        uint64_t bytes, page_bytes = sh->page_bytes;
-        GET(heads);
-        GET(dim_k);
-        GET(dim_v);
-        GET(type);
-        GET(bytes);
-        same = heads == s->stack.n_head_kv[i] && dim_k == sh->dim_k && dim_v == sh->dim_v &&
-               type == sh->open_type && bytes == page_bytes;
+/* The layers that follow, as many as the model has, and the checksum of all that. Nothing that the
+ * head says is acted upon before: a flipped bit of n_ctx could ask for all the memory there is. */
+static int32_t get_layers(kvc__stream *in, struct head *h) {
+    h->layer = kvc__alloc_n(in->mem, h->n_layer, sizeof *h->layer);
+    if (h->layer == NULL) {
+        return kvc__fail(in->err, KVC_E_NOMEM, "no memory to load a session");
     }
-    if (!same) {
-        return damaged(in, "its pages have another shape than this model and spec give");
+    for (uint32_t i = 0; i < h->n_layer; i++) {
+        GET(h->layer[i].n_head_kv);
+        GET(h->layer[i].dim_k);
+        GET(h->layer[i].dim_v);
+        GET(h->layer[i].open_type);
+        GET(h->layer[i].page_bytes);
     }
     uint64_t sum;
     const uint64_t want = kvc__stream_hash(in);
     GET(sum);
     return sum == want ? KVC_OK : damaged(in, "damaged: its head doesn't match its checksum");
+}
+
+/* The head's layers against the session's own. */
+static int32_t check_layers(const kvc_session *s, const struct head *h, kvc__stream *in) {
+    bool same = h->n_column == s->store.n_column;
+    for (uint32_t i = 0; same && i < h->n_layer; i++) {
+        const struct layer *a = &h->layer[i], b = layer_of(s, i);
+        same = a->n_head_kv == b.n_head_kv && a->dim_k == b.dim_k && a->dim_v == b.dim_v &&
+               a->open_type == b.open_type && a->page_bytes == b.page_bytes;
+    }
+    return same ? KVC_OK
+                : damaged(in, "its pages have another shape than this model and spec give");
 }
 
 /* ---------------------------------------------------------------- tokens */
@@ -194,18 +218,19 @@ int32_t kvc__state_save(kvc_session *s, const char *path) {
     return rc;
 }
 
-/* Opens the session that the head speaks of. */
-static int32_t open_like(kvc_model *model, const struct head *h, const struct kvc_params *params,
+/* Opens the session that the head speaks of, when the whole head is sound. */
+static int32_t open_like(kvc_model *model, struct head *h, const struct kvc_params *params,
                          kvc__stream *in, kvc_session **out) {
     if (strcmp(h->fingerprint, model->fingerprint) != 0) {
         return kvc__fail(in->err, KVC_E_UNSUPPORTED,
                          "%s: saved with another model (fingerprint %s, not %s)", in->path,
                          h->fingerprint, model->fingerprint);
     }
-    if (h->compute > KVC_COMPUTE_F32 || h->n_ctx == 0 || h->n_token > h->n_ctx ||
-        h->n_valid > h->n_token || h->n_token > kvc__stream_left(in)) {
+    if (h->n_layer != model->hp.n_layer || h->compute > KVC_COMPUTE_F32 || h->n_ctx == 0 ||
+        h->n_token > h->n_ctx || h->n_valid > h->n_token || h->n_token > kvc__stream_left(in)) {
         return damaged(in, "damaged: its counts contradict each other");
     }
+    KVC_TRY(get_layers(in, h));
     kvc__search search;
     kvc__session_setup setup;
     kvc__session_setup_params(params, &search, &setup);

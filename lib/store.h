@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * store.h: the session's one store of keys and values, addressed by lane = (layer, KV head). A lane
  * is a table of sealed pages and one open page. The store does what the merged plan says and knows
- * no policy; it reads no page for attention (attend.h does).
+ * no policy; it reads no page for attention (attend.h does; store_mass.c scores pages again, for
+ * stages that ask).
  *
  * Page i of a lane holds positions 64i to 64i + 63 until a tick compacts the lane. The open page's
  * index is n_page. Sealed pages live in one arena: in memory, or, when the plan has a tier and a
@@ -167,6 +168,10 @@ int32_t kvc__store_keep(kvc__store *s, uint32_t lane, const uint32_t *index, uin
 int32_t kvc__store_drop(kvc__store *s, uint32_t lane, int32_t first, int32_t end);
 int32_t kvc__store_read(const kvc__store *s, uint32_t layer, uint32_t head, uint32_t first,
                         uint32_t n, float *k, float *v);
+/** Adds how much the queries (as kvc_host_store.mass() is given them, checked) attend to the live
+ * entries of their lane to out[live entries]. Statuses as kvc__store_bring() and KVC_E_UNSUPPORTED.
+ * [worker] (store_mass.c) */
+int32_t kvc__store_mass(const kvc__store *s, const kvc_rows *queries, float *out);
 
 /** Makes `to`, empty and of the same plan and arena, hold what `from` holds; sealed pages are
  * shared. */

@@ -16,6 +16,16 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
+/* A vector takes one of 32 registers: tiles of at most 24 accumulators leave enough for what is
+ * multiplied. */
+#define PAGE_ROWS      6u
+#define PAGE_VECS(n)   4u
+#define PAGE_DOTS(n)   4u
+#define MM_Q_TOKENS    8u
+#define MM_Q_STEP      4u
+#define MM_F_TOKENS    12u
+#define MM_F_GROUPS(n) 4u
+
 typedef __m512 vf;
 typedef __m512i vi;
 
@@ -25,6 +35,10 @@ INLINE __mmask16 vec_mask(uint32_t n) {
 
 INLINE void vec_prefetch(const void *p) {
     _mm_prefetch((const char *)p, _MM_HINT_T0);
+}
+
+INLINE const void *vec_again(const void *p) {
+    return p;
 }
 
 /* ---- floats */
@@ -104,6 +118,10 @@ INLINE vf vf_butterfly(vf x, uint32_t h) {
         return _mm512_mask_sub_ps(_mm512_add_ps(x, s), 0xff00, s, x);
     }
     }
+}
+
+INLINE vf vf_pick(vf table, vi index) {
+    return _mm512_permutexvar_ps(index, table);
 }
 
 INLINE float vf_sum(vf x) {
@@ -219,10 +237,6 @@ INLINE int32_t vi_sum(vi a) {
     return _mm512_reduce_add_epi32(a);
 }
 
-INLINE vi vi_dot(vi acc, vi u, vi s) {
-    return _mm512_dpbusd_epi32(acc, u, s);
-}
-
 INLINE vi vi_load_s8(const int8_t *p) {
     return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
 }
@@ -233,6 +247,40 @@ INLINE vi vi_load_s8_n(const int8_t *p, uint32_t n) {
 
 INLINE void vi_store_s8_n(int8_t *p, vi a, uint32_t n) {
     _mm512_mask_cvtepi32_storeu_epi8(p, vec_mask(n), a);
+}
+
+/* ---- dots of bytes: one instruction for all; its first factor is unsigned */
+
+#define VB_BIAS 128
+
+typedef vi vd, vb;
+
+INLINE vi vi_dot(vi acc, vi u, vi s) {
+    return _mm512_dpbusd_epi32(acc, u, s);
+}
+
+INLINE vd vd_start(vi x) {
+    return x;
+}
+
+INLINE vd vd_dot(vd acc, vi u, vi s) {
+    return vi_dot(acc, u, s);
+}
+
+INLINE vi vd_sum(vd acc) {
+    return acc;
+}
+
+INLINE vb vb_load(const void *p) {
+    return vi_xor(vi_load(p), vi_set1((int32_t)0x80808080u));
+}
+
+INLINE vb vb_load_biased(const void *p) {
+    return vi_load(p);
+}
+
+INLINE vi vb_dot(vi acc, vb x, vi s) {
+    return vi_dot(acc, x, s);
 }
 
 /* ---- between the two */

@@ -15,6 +15,23 @@
 #define INLINE static inline
 #define UNROLL
 
+/* How many results the kernels work on side by side, which changes speed alone; every level has its
+ * own:
+ *   PAGE_ROWS       query rows over a page, at most 6
+ *   PAGE_VECS(n)    vectors of float sums for each of n rows: 1, 2 or 4
+ *   PAGE_DOTS(n)    the same of integer sums
+ *   MM_Q_TOKENS     tokens of an int8 product: 4 or 8
+ *   MM_Q_STEP       those of them whose dots are under way together
+ *   MM_F_TOKENS     tokens of a float product with one group of rows, above 4
+ *   MM_F_GROUPS(n)  groups of rows with n of 1 to 4 tokens: 1, 2 or 4 */
+#define PAGE_ROWS      6u
+#define PAGE_VECS(n)   4u
+#define PAGE_DOTS(n)   4u
+#define MM_Q_TOKENS    8u
+#define MM_Q_STEP      4u
+#define MM_F_TOKENS    12u
+#define MM_F_GROUPS(n) 4u
+
 typedef struct vf {
     float l[16];
 } vf;
@@ -34,6 +51,12 @@ INLINE uint32_t vec_lanes(uint32_t n) {
 
 INLINE void vec_prefetch(const void *p) {
     (void)p;
+}
+
+/* p. Where registers are few, what is loaded through the result is loaded then, rather than kept
+ * from an earlier load through p. */
+INLINE const void *vec_again(const void *p) {
+    return p;
 }
 
 /* ---- floats */
@@ -133,6 +156,15 @@ INLINE vf vf_butterfly(vf x, uint32_t h) {
     vf r;
     EACH {
         r.l[l] = (l & h) == 0 ? x.l[l] + x.l[l ^ h] : x.l[l ^ h] - x.l[l];
+    }
+    return r;
+}
+
+/* Lane by lane the element of the table that the low 4 bits of the index say. */
+INLINE vf vf_pick(vf table, vi index) {
+    vf r;
+    EACH {
+        r.l[l] = table.l[index.u[l] & 15];
     }
     return r;
 }
@@ -307,18 +339,6 @@ INLINE int32_t vi_sum(vi a) {
     return (int32_t)s;
 }
 
-/* acc + the four products of unsigned bytes u and signed bytes s in each lane; exact. */
-INLINE vi vi_dot(vi acc, vi u, vi s) {
-    EACH {
-        int32_t sum = 0;
-        for (uint32_t j = 0; j < 4; j++) {
-            sum += u.b[4 * l + j] * s.s[4 * l + j];
-        }
-        acc.u[l] += (uint32_t)sum;
-    }
-    return acc;
-}
-
 INLINE vi vi_load_s8_n(const int8_t *p, uint32_t n) {
     vi r;
     EACH {
@@ -336,6 +356,56 @@ INLINE void vi_store_s8_n(int8_t *p, vi a, uint32_t n) {
     for (uint32_t l = 0; l < vec_lanes(n); l++) {
         p[l] = a.s[4 * l];
     }
+}
+
+/* ---- dots of bytes; s is at least -127 */
+
+/* acc + the four products of unsigned bytes u and signed bytes s in each lane; exact. What the
+ * following are made of where there is an instruction for it; no level has to have it. */
+INLINE vi vi_dot(vi acc, vi u, vi s) {
+    EACH {
+        int32_t sum = 0;
+        for (uint32_t j = 0; j < 4; j++) {
+            sum += u.b[4 * l + j] * s.s[4 * l + j];
+        }
+        acc.u[l] += (uint32_t)sum;
+    }
+    return acc;
+}
+
+/* At most 8 dots of bytes u of at most 15, under way. */
+typedef vi vd;
+
+/* Dots that are added to x. */
+INLINE vd vd_start(vi x) {
+    return x;
+}
+
+INLINE vd vd_dot(vd acc, vi u, vi s) {
+    return vi_dot(acc, u, s);
+}
+
+INLINE vi vd_sum(vd acc) {
+    return acc;
+}
+
+/* 64 signed bytes for vb_dot(). They may be held VB_BIAS too high, and so may its products: that
+ * many times the sum of s is left to be taken off. */
+typedef vi vb;
+#define VB_BIAS 128
+
+INLINE vb vb_load(const void *p) {
+    return vi_xor(vi_load(p), vi_set1((int32_t)0x80808080u));
+}
+
+/* Bytes that lie at p as value + 128. */
+INLINE vb vb_load_biased(const void *p) {
+    return vi_load(p);
+}
+
+/* acc + the four products in each lane; exact. */
+INLINE vi vb_dot(vi acc, vb x, vi s) {
+    return vi_dot(acc, x, s);
 }
 
 /* ---- between the two */

@@ -8,8 +8,6 @@
  * Ashkboos et al., "QuaRot", arXiv:2404.00456. */
 #include <kvc/policy.h>
 
-#include <stdio.h>
-
 static const kvc_param params[] = {{
     .struct_size = sizeof(kvc_param),
     .type = KVC_PARAM_BOOL,
@@ -19,8 +17,8 @@ static const kvc_param params[] = {{
 }};
 
 typedef struct layer {
-    uint32_t dim_k, dim_v;
-    size_t bytes_k, bytes_v; /* multiples of 64, so that values are aligned as keys are */
+    kvc_packing k, v;
+    size_t bytes_k, bytes_v;
 } layer;
 
 typedef struct quant8 {
@@ -38,31 +36,29 @@ static size_t page_bytes(void *self, uint32_t i) {
 static int32_t encode(void *self, const kvc_rows *rows, void *dst) {
     const quant8 *q = self;
     const layer *l = &q->layer[rows->layer];
-    q->math->i8_pack_k(q->host->ctx, rows->k, rows->k_stride, l->dim_k, dst);
-    q->math->i8_pack_v(q->host->ctx, rows->v, rows->v_stride, l->dim_v, (char *)dst + l->bytes_k);
+    q->math->pack_k(q->host->ctx, &l->k, rows->k, rows->k_stride, dst);
+    q->math->pack_v(q->host->ctx, &l->v, rows->v, rows->v_stride, (char *)dst + l->bytes_k);
     return KVC_OK;
 }
 
 static int32_t decode(void *self, const kvc_page *page, float *k, float *v) {
     const quant8 *q = self;
     const layer *l = &q->layer[page->layer];
-    q->math->i8_unpack_k(q->host->ctx, page->bytes, l->dim_k, k);
-    q->math->i8_unpack_v(q->host->ctx, (const char *)page->bytes + l->bytes_k, l->dim_v, v);
+    q->math->unpack_k(q->host->ctx, &l->k, page->bytes, k);
+    q->math->unpack_v(q->host->ctx, &l->v, (const char *)page->bytes + l->bytes_k, v);
     return KVC_OK;
 }
 
 static int32_t score(void *self, const kvc_page *page, const float *query, uint32_t n_q, float *s) {
     const quant8 *q = self;
-    const layer *l = &q->layer[page->layer];
-    q->math->i8_score(q->host->ctx, page->bytes, l->dim_k, query, n_q, s);
+    q->math->score(q->host->ctx, &q->layer[page->layer].k, page->bytes, query, n_q, s);
     return KVC_OK;
 }
 
 static int32_t mix(void *self, const kvc_page *page, const float *p, uint32_t n_q, float *acc) {
     const quant8 *q = self;
     const layer *l = &q->layer[page->layer];
-    const void *values = (const char *)page->bytes + l->bytes_k;
-    q->math->i8_mix(q->host->ctx, values, l->dim_v, p, n_q, acc);
+    q->math->mix(q->host->ctx, &l->v, (const char *)page->bytes + l->bytes_k, p, n_q, acc);
     return KVC_OK;
 }
 
@@ -70,9 +66,9 @@ static int32_t move(void *self, uint32_t i, void *dst, uint32_t to, const void *
                     uint32_t from) {
     const quant8 *q = self;
     const layer *l = &q->layer[i];
-    q->math->i8_move_k(q->host->ctx, l->dim_k, dst, to, src, from);
-    q->math->i8_move_v(q->host->ctx, l->dim_v, (char *)dst + l->bytes_k, to,
-                       (const char *)src + l->bytes_k, from);
+    q->math->move_k(q->host->ctx, &l->k, dst, to, src, from);
+    q->math->move_v(q->host->ctx, &l->v, (char *)dst + l->bytes_k, to,
+                    (const char *)src + l->bytes_k, from);
     return KVC_OK;
 }
 
@@ -80,9 +76,8 @@ static uint32_t fields(void *self, uint32_t i, kvc_field *out, uint32_t cap) {
     const quant8 *q = self;
     const layer *l = &q->layer[i];
     (void)cap;
-    q->math->i8_fields_k(q->host->ctx, l->dim_k, 0, out);
-    q->math->i8_fields_v(q->host->ctx, l->dim_v, (uint32_t)l->bytes_k, out + 2);
-    return 4;
+    const uint32_t n = q->math->fields_k(q->host->ctx, &l->k, 0, out);
+    return n + q->math->fields_v(q->host->ctx, &l->v, (uint32_t)l->bytes_k, out + n);
 }
 
 static const kvc_codec codec = {.struct_size = sizeof codec,
@@ -95,16 +90,11 @@ static const kvc_codec codec = {.struct_size = sizeof codec,
                                 .move = move,
                                 .fields = fields};
 
-/* What the packing takes: a multiple of 4, at most 1024. */
-static int32_t dim_check(const kvc_host *host, uint32_t i, uint32_t dim) {
-    char text[128];
-    if (dim > 0 && dim <= 1024 && dim % 4 == 0) {
-        return KVC_OK;
-    }
-    snprintf(text, sizeof text,
-             "layer %u has rows of %u elements, quant8 takes multiples of 4 up to 1024; use full",
-             (unsigned)i, (unsigned)dim);
-    return host->fail(host->ctx, KVC_E_UNSUPPORTED, text);
+static int32_t packing_of(const quant8 *q, uint32_t dim, kvc_packing *out, size_t *bytes) {
+    *out = (kvc_packing){.struct_size = sizeof *out, .dim = dim, .bits = 8, .group_entry = 1};
+    const int32_t rc = q->math->check(q->host->ctx, out);
+    *bytes = rc < 0 ? 0 : q->math->bytes(q->host->ctx, out);
+    return rc;
 }
 
 static int32_t create(const kvc_host *host, const kvc_shape *shape, const kvc_value *value,
@@ -127,15 +117,12 @@ static int32_t create(const kvc_host *host, const kvc_shape *shape, const kvc_va
     plan->codec = &codec;
     for (uint32_t i = 0; i < shape->n_layer; i++) {
         const kvc_layer_shape *s = kvc_shape_layer(shape, i);
-        int32_t rc = dim_check(host, i, s->dim_k);
-        rc = rc < 0 ? rc : dim_check(host, i, s->dim_v);
+        layer *l = &q->layer[i];
+        int32_t rc = packing_of(q, s->dim_k, &l->k, &l->bytes_k);
+        rc = rc < 0 ? rc : packing_of(q, s->dim_v, &l->v, &l->bytes_v);
         if (rc < 0) {
             return rc;
         }
-        q->layer[i] = (layer){.dim_k = s->dim_k,
-                              .dim_v = s->dim_v,
-                              .bytes_k = math->i8_bytes(host->ctx, s->dim_k),
-                              .bytes_v = math->i8_bytes(host->ctx, s->dim_v)};
         kvc_format *format = kvc_plan_format(plan, i);
         format->hadamard_k = format->hadamard_v = (uint32_t)value[0].i;
     }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * bench_kern.c: speed of the kernels: multiply-adds and bytes per second, per level, on one and two
  * threads. Weights are larger than the caches, so figures of few tokens show the memory, those of
- * many the arithmetic. Not a test: it checks nothing. Usage: bench_kern [scalar] */
+ * many the arithmetic. Not a test: it checks nothing. Usage: [KVC_CPU=level] bench_kern [what] */
 #include "kern.h"
 
 #include "cpu.h"
@@ -29,6 +29,8 @@ typedef struct job {
     kvc__act act;
     uint32_t g0, g1; /* this thread's groups, or pages */
     uint32_t type, n_q;
+    const kvc_packing *pack_k, *pack_v; /* NULL: plain pages of type */
+    int rounded;                        /* 1: queries are, to int8 */
     float *out, *tile;
     uint8_t *page;
     size_t page_bytes;
@@ -47,12 +49,10 @@ static void run_pages(job *j) {
     float s[64 * KVC__ENTRIES], acc[64 * DIM] = {0};
     for (uint32_t p = j->g0; p < j->g1; p++) {
         uint8_t *k = j->page + p * j->page_bytes, *v = k + j->page_bytes / 2;
-        if (j->type == 0) {
-            j->k->i8_score_q(k, DIM, j->act.f, j->n_q, s);
-            j->k->i8_mix(v, DIM, s, j->n_q, acc);
-        } else if (j->type == 9) {
-            j->k->i8_score_f(k, DIM, j->act.f, j->n_q, s);
-            j->k->i8_mix(v, DIM, s, j->n_q, acc);
+        if (j->pack_k != NULL) {
+            (j->rounded ? j->k->pack_score_q : j->k->pack_score_f)(j->pack_k, k, j->act.f, j->n_q,
+                                                                   s);
+            j->k->pack_mix(j->pack_v, v, s, j->n_q, acc);
         } else {
             j->k->score(j->type, k, DIM, j->act.f, j->n_q, s, KVC__ENTRIES);
             j->k->mix(j->type, v, DIM, s, KVC__ENTRIES, j->n_q, acc);
@@ -114,15 +114,18 @@ static void *room(size_t n) {
 
 static void line(const job *j, const char *what, uint32_t n_tok, double macs, double bytes,
                  const double *t) {
-    printf("%-7s %-10s %4u  %7.1f %7.1f G/s  %6.1f %6.1f GB/s\n", j->k->name, what, n_tok,
+    printf("%-7s %-10s %4u  %7.1f %7.1f G/s  %6.1f %6.1f GB/s", j->k->name, what, n_tok,
            macs / t[0] * 1e-9, macs / t[1] * 1e-9, bytes / t[0] * 1e-9, bytes / t[1] * 1e-9);
 }
+
+static const char *only = ""; /* what is measured begins with this */
 
 /* n_row 0: as many as WEIGHTS holds. */
 static void bench_product(job *j, const char *what, uint32_t type, int q, uint32_t n_tok,
                           uint32_t n_row) {
     double t[2];
-    if (kvc__mat_init(&j->mat, type, 16, N_COL, NULL) != KVC_OK) {
+    if (strncmp(what, only, strlen(only)) != 0 ||
+        kvc__mat_init(&j->mat, type, 16, N_COL, NULL) != KVC_OK) {
         return;
     }
     j->mat.n_group = n_row > 0 ? n_row / 16 : (uint32_t)(WEIGHTS / j->mat.group_bytes);
@@ -135,12 +138,15 @@ static void bench_product(job *j, const char *what, uint32_t type, int q, uint32
         t[n - 1] = measure(j, j->mat.n_group, n);
     }
     line(j, what, n_tok, (double)n_row * N_COL * n_tok, (double)kvc__mat_bytes(&j->mat), t);
+    putchar('\n');
     j->page = j->mat.data;
 }
 
-static void bench_pages(job *j, const char *what, uint32_t type, size_t half, uint32_t n_q) {
+static void bench_pages(job *j, const char *what, size_t half, uint32_t n_q) {
     double t[2];
-    j->type = type;
+    if (strncmp(what, only, strlen(only)) != 0) {
+        return;
+    }
     j->n_q = n_q;
     j->page_bytes = 2 * half;
     j->run = run_pages;
@@ -149,6 +155,45 @@ static void bench_pages(job *j, const char *what, uint32_t type, size_t half, ui
         t[n - 1] = measure(j, n_page, n);
     }
     line(j, what, n_q, 2.0 * KVC__ENTRIES * DIM * n_page * n_q, 2.0 * (double)half * n_page, t);
+    printf("  %6.1f %6.1f ns a page and row\n", t[0] * 1e9 / n_page / n_q,
+           t[1] * 1e9 / n_page / n_q);
+}
+
+/* Every format of pages, and packings with queries as floats (f) and rounded (q). */
+static void bench_formats(job *j, uint32_t n_q) {
+    static const struct {
+        const char *name;
+        uint32_t type, bytes;
+    } plain[] = {{"page f32", KVC_TYPE_F32, 4},
+                 {"page f16", KVC_TYPE_F16, 2},
+                 {"page bf16", KVC_TYPE_BF16, 2}};
+    static const struct {
+        const char *name;
+        uint32_t bits, group_dim, group_entry; /* of keys */
+    } packed[] = {{"i8", 8, 0, 1}, {"i4", 4, 32, 1}, {"kivi4", 4, 1, 32}, {"kivi2", 2, 1, 32}};
+    for (size_t i = 0; i < sizeof plain / sizeof plain[0]; i++) {
+        j->type = plain[i].type;
+        j->pack_k = NULL;
+        bench_pages(j, plain[i].name, (size_t)KVC__ENTRIES * DIM * plain[i].bytes, n_q);
+    }
+    for (size_t i = 0; i < 2 * sizeof packed / sizeof packed[0]; i++) {
+        char name[32];
+        kvc_packing k = {.struct_size = sizeof k,
+                         .dim = DIM,
+                         .bits = packed[i / 2].bits,
+                         .group_dim = packed[i / 2].group_dim,
+                         .group_entry = packed[i / 2].group_entry,
+                         .flags = packed[i / 2].bits < 8 ? KVC_PACK_ZERO : 0};
+        kvc_packing v = k;
+        v.group_dim = k.bits < 8 ? 32 : 0;
+        v.group_entry = 1;
+        j->pack_k = &k;
+        j->pack_v = &v;
+        j->rounded = i % 2 != 0;
+        snprintf(name, sizeof name, "%s %c", packed[i / 2].name, j->rounded ? 'q' : 'f');
+        const size_t bytes_k = kvc__pack_bytes(&k), bytes_v = kvc__pack_bytes(&v);
+        bench_pages(j, name, bytes_k > bytes_v ? bytes_k : bytes_v, n_q);
+    }
 }
 
 static void bench_level(job *j) {
@@ -161,7 +206,6 @@ static void bench_level(job *j) {
                    {"q4_1 f32", KVC__T_Q4_1, 0},  {"f16", KVC__T_F16, 0},
                    {"f32", KVC__T_F32, 0}};
     static const uint32_t few[] = {1, 2, 4, 8, 16};
-    const size_t full = KVC__ENTRIES * DIM;
     for (size_t i = 0; i < sizeof product / sizeof product[0]; i++) {
         for (size_t n = 0; n < sizeof few / sizeof few[0]; n++) {
             if (n % 4 == 0 || i < 3) {
@@ -171,22 +215,21 @@ static void bench_level(job *j) {
         bench_product(j, product[i].name, product[i].type, product[i].q, MANY, 1536);
     }
     for (uint32_t n_q = 1; n_q <= 48; n_q = n_q == 1 ? 3 : n_q + 45) {
-        bench_pages(j, "page f32", KVC_TYPE_F32, 4 * full, n_q);
-        bench_pages(j, "page f16", KVC_TYPE_F16, 2 * full, n_q);
-        bench_pages(j, "page bf16", KVC_TYPE_BF16, 2 * full, n_q);
-        bench_pages(j, "page i8 f", 9, kvc__i8_bytes(DIM), n_q);
-        bench_pages(j, "page i8 q", 0, kvc__i8_bytes(DIM), n_q);
+        bench_formats(j, n_q);
+    }
+    if (only[0] != 0) {
+        return;
     }
     double t[2];
     j->run = run_softmax;
     t[0] = t[1] = measure(j, 1, 1);
     line(j, "softmax", 1, 256e3, 0, t);
+    putchar('\n');
 }
 
 int main(int argc, char **argv) {
-    const int only_scalar = argc > 1 && strcmp(argv[1], "scalar") == 0;
-    job j = {0};
-    j.k = only_scalar ? kvc__kern_level(KVC__LEVEL_SCALAR) : kvc__kern_get();
+    job j = {.k = kvc__kern_get()};
+    only = argc > 1 ? argv[1] : only;
     kvc__fp_enter();
     j.page = room(WEIGHTS);
     j.out = room(WEIGHTS / 4);

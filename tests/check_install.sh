@@ -34,5 +34,10 @@ KVC_POLICY_PATH=$stage-consumer/b/policies \
     "$stage-consumer/b/consumer" "$model" recent:size=100 "$policydir"
 "$stage-consumer/b/consumer" "$model" "$stage-consumer/b/policies/recent.so" "$policydir"
 
-echo "installed tool"
+echo "by the template"
+KVC_POLICY_PATH=$stage-consumer/b/policies \
+    "$stage-consumer/b/consumer" "$model" latest:size=100+quant8 "$policydir"
+
+echo "installed tools"
 "$stage/bin/kvcompare" --list | grep -q "^full " || { echo "the installed tool doesn't find its policies"; exit 1; }
+"$stage/bin/kvcheck" -q "$stage-consumer/b/policies/recent.so:size=100" || { echo "kvcheck doesn't pass the consumer's policy"; exit 1; }

@@ -12,11 +12,11 @@
 #include <stdint.h>
 #include <string.h>
 
-#define N_LEVEL 2u
+#define N_LEVEL 3u
 
 /* Level i of the known ones, or NULL where this machine lacks it. */
 static inline const kvc__kern *util_level(uint32_t i) {
-    static const int level[N_LEVEL] = {KVC__LEVEL_SCALAR, KVC__LEVEL_AVX512};
+    static const int level[N_LEVEL] = {KVC__LEVEL_SCALAR, KVC__LEVEL_AVX2, KVC__LEVEL_AVX512};
     return kvc__kern_level(level[i]);
 }
 

@@ -269,6 +269,7 @@ SUITE = {
     "tiny-mqa80.gguf": "--type F16 --head-dim 80 --kv-heads 1",
     "tiny-kv.gguf": "--type F32 --value-dim 48",
     "tiny-rot16.gguf": "--type F32 --rope-dim 16",
+    "tiny-deep.gguf": "--type F16 --layers 5",
 }
 
 

@@ -31,6 +31,8 @@ static const char *const specs[] = {
     "none",
     "quant8",
     "quant8:hadamard=off",
+    "quant4",
+    "kivi:bits=2",
     "window:size=100",
     "window:size=100:positions=cache",
     "window:size=100+quant8",
@@ -46,6 +48,11 @@ static const char *const specs[] = {
     "t_mass:budget=70+quant8+t_tier",
     "quant8+offload:dir=/tmp",
     "window:size=100+quant8+offload:dir=/tmp",
+    "h2o:budget=128",
+    "tova:budget=10%+quant8",
+    "snapkv:budget=100",
+    "h2o:budget=100+quant8+offload:dir=/tmp",
+    "snapkv:budget=64KiB:pyramid=4+quant8+t_tier",
 };
 enum { N_SPEC = sizeof specs / sizeof *specs };
 

@@ -4,6 +4,8 @@
  * mean the same. */
 #include "engine_util.h"
 
+#include "kern.h"
+
 #include <math.h>
 #include <stdbool.h>
 
@@ -27,16 +29,30 @@ static const char *const specs[] = {
     "quant8:hadamard=off",
     "window:size=100:sinks=4+quant8",
     "window:size=90:sinks=3:positions=cache+quant8",
+    "quant4",
+    "kivi:bits=2",
+    "window:size=100:sinks=4+kivi",
     "t_mass:budget=100",
     "t_mass:budget=100+quant8",
+    "t_mass:budget=100+quant4",
     "t_codec",
     "t_pages:pages=2",
     "t_pages:pages=2+quant8",
     "t_tier",
     "quant8+t_tier",
+    "quant4+offload:dir=/tmp",
+    "kivi+offload:dir=/tmp",
     "window:size=100:sinks=4:positions=cache+quant8+t_tier:unpack=on",
     "t_mass:budget=100+quant8+t_tier:unpack=on",
     "t_pages:pages=2+t_tier",
+    "quest:share=30:least=1:dense=1",
+    "quest:share=50:least=1:first=0:recent=0:dense=0:prompt=on:block=64+quant8+t_tier",
+    "h2o:budget=130:recent=20",
+    "h2o:budget=25%:age=on+quant8",
+    "tova:budget=100",
+    "tova:budget=64KiB+quant8+t_tier",
+    "snapkv:budget=100:window=16",
+    "snapkv:budget=90:window=40:pyramid=5:pool=max+quant8+t_tier",
 };
 #define N_MODEL (sizeof models / sizeof *models)
 #define N_SPEC  (sizeof specs / sizeof *specs)
@@ -205,6 +221,8 @@ START_TEST(truncation_forgets_the_tail) {
 }
 END_TEST
 
+#define N_PAIR 31u
+
 START_TEST(policies_that_mean_the_same) {
     if (left_out(_i, 25)) {
         return;
@@ -229,8 +247,20 @@ START_TEST(policies_that_mean_the_same) {
         {"window:size=100:sinks=4+quant8+t_tier", "window:size=100:sinks=4+quant8"},
         {"t_mass:budget=100+t_tier", "t_mass:budget=100"},
         {"t_pages:pages=2+quant8+t_tier", "t_pages:pages=2+quant8"},
+        {"quest:share=100", "full"},
+        {"template:size=100", "window:size=100:sinks=0"},
+        {"quest:least=1:dense=0+quant8+t_tier", "quest:least=1:dense=0+quant8"},
+        {"h2o:budget=576", "full"},
+        {"tova:budget=576+quant8", "quant8"},
+        {"snapkv:budget=100%", "full"},
+        {"h2o:budget=128+quant8+t_tier", "h2o:budget=128+quant8"},
+        {"h2o:budget=128+quant8+offload:dir=/tmp", "h2o:budget=128+quant8"},
+        {"tova:budget=25%+t_tier", "tova:budget=25%"},
+        {"snapkv:budget=128+quant8+t_tier", "snapkv:budget=128+quant8"},
+        {"quant4+offload:dir=/tmp", "quant4"},
+        {"kivi+offload:dir=/tmp", "kivi"},
     };
-    enum { N_PAIR = sizeof pairs / sizeof *pairs };
+    _Static_assert(sizeof pairs / sizeof *pairs == N_PAIR, "the loop takes all pairs");
     const size_t n = (size_t)_i;
     const char *compute = n % 2 == 0 ? "f32" : "int8";
     const char *const *pair = pairs[n / 2 % N_PAIR];
@@ -268,8 +298,15 @@ START_TEST(policies_that_differ_do) {
                                         "window:size=100",
                                         "quant8",
                                         "quant8:hadamard=off",
+                                        "quant4",
+                                        "kivi",
                                         "t_mass:budget=100",
                                         "t_pages:pages=1",
+                                        "quest:least=1:dense=0",
+                                        "h2o:budget=128",
+                                        "h2o:budget=128:age=on",
+                                        "tova:budget=128",
+                                        "snapkv:budget=64",
                                         "window:size=100:positions=cache"};
     for (size_t i = 0; i < sizeof other / sizeof *other; i++) {
         kvc_session *y = util_session(m, other[i], "f32", N_CTX);
@@ -332,22 +369,28 @@ static FILE *run_level(const char *level, const char *model) {
 }
 
 START_TEST(levels_are_equal) {
+    static const char *const names[] = {"scalar", "avx2", "avx512"};
     const char *model = models[_i];
-    FILE *a = run_level("scalar", model), *b = run_level("avx512", model);
-    char level[2][32], what[2][128], hash[2][32];
+    FILE *run[3];
+    char level[3][32], what[3][128], hash[3][32];
+    for (int l = 0; l < 3; l++) {
+        run[l] = run_level(names[l], model);
+    }
     for (size_t i = 0; i < N_SPEC * 2; i++) {
         if (left_out((int)i, 0)) {
             continue;
         }
-        ck_assert_int_eq(fscanf(a, "%31s %127s %31s", level[0], what[0], hash[0]), 3);
-        ck_assert_int_eq(fscanf(b, "%31s %127s %31s", level[1], what[1], hash[1]), 3);
-        ck_assert_str_eq(level[0], "scalar");
-        ck_assert_str_eq(what[0], what[1]);
-        ck_assert_msg(strcmp(hash[0], hash[1]) == 0, "%s, %s: %s and %s differ", model, what[0],
-                      level[0], level[1]);
+        for (int l = 0; l < 3; l++) {
+            ck_assert_int_eq(fscanf(run[l], "%31s %127s %31s", level[l], what[l], hash[l]), 3);
+            ck_assert(kvc__kern_level(l) == NULL || strcmp(level[l], names[l]) == 0);
+            ck_assert_str_eq(what[l], what[0]);
+            ck_assert_msg(strcmp(hash[l], hash[0]) == 0, "%s, %s: %s and %s differ", model, what[0],
+                          level[0], level[l]);
+        }
     }
-    ck_assert_int_eq(pclose(a), 0);
-    ck_assert_int_eq(pclose(b), 0);
+    for (int l = 0; l < 3; l++) {
+        ck_assert_int_eq(pclose(run[l]), 0);
+    }
 }
 END_TEST
 
@@ -376,7 +419,7 @@ int main(int argc, char **argv) {
     tcase_add_loop_test(tc, company_does_not_matter, 0, GRID);
     tcase_add_loop_test(tc, truncation_and_replay_do_not_matter, 0, GRID);
     tcase_add_loop_test(tc, truncation_forgets_the_tail, 0, GRID);
-    tcase_add_loop_test(tc, policies_that_mean_the_same, 0, (int)(N_MODEL * 36));
+    tcase_add_loop_test(tc, policies_that_mean_the_same, 0, (int)(N_MODEL * 2 * N_PAIR));
     tcase_add_test(tc, policies_that_differ_do);
     tcase_add_loop_test(tc, levels_are_equal, 0, (int)N_MODEL);
     return run(suite, CK_NORMAL);

@@ -1,15 +1,20 @@
 /* SPDX-License-Identifier: MIT
  * test_kern.c: every kernel but the products (test_mat.c) against plain sums in double, and the
  * levels against each other bit for bit, over grids of shapes, ordinary and extreme values. */
+#define _GNU_SOURCE /* MAP_ANONYMOUS */
 #include "kern_util.h"
 
 #include "kvc/policy.h"
 
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #define MAX_DIM 256u
 #define MAX_Q   13u
 #define E       KVC__ENTRIES
+
+#define MAP_BYTES ((size_t)1 << 16) /* a mapping for one buffer; multiples of any page's size */
+#define MAP_GUARD ((size_t)1 << 16)
 
 /* Heads' sizes: real ones, the least, and ones with ragged tails. */
 static const uint32_t dims[] = {4, 8, 12, 16, 20, 36, 64, 68, 80, 100, 128, 252, 256};
@@ -438,6 +443,16 @@ END_TEST
 
 /* ---- int8 pages */
 
+static kvc_packing i8_packing(uint32_t dim) {
+    return (kvc_packing){
+        .struct_size = sizeof(kvc_packing), .dim = dim, .bits = 8, .group_entry = 1};
+}
+
+static size_t i8_bytes(uint32_t dim) {
+    const kvc_packing p = i8_packing(dim);
+    return kvc__pack_bytes(&p);
+}
+
 static float i8_scale(const uint8_t *p, uint32_t e) {
     uint16_t h;
     memcpy(&h, p + 2 * e, sizeof h);
@@ -451,25 +466,27 @@ static int i8_at(const uint8_t *p, uint32_t dim, uint32_t e, uint32_t d, int key
 
 /* Packs rows of every size, stride floats apart, at every level. */
 static void fill_i8(uint64_t *seed, uint32_t dim, int keys) {
+    const kvc_packing p = i8_packing(dim);
     util_fill(seed, rows, (size_t)E * dim, 1.0f);
     for (uint32_t e = 0; e < E; e += 7) {
         fill_kind(seed, rows + (size_t)e * dim, dim, e);
     }
     EACH_LEVEL(l, k) {
-        (keys ? k->i8_pack_k : k->i8_pack_v)(rows, dim, dim, page[l]);
-        ck_assert_mem_eq(page[l], page[0], kvc__i8_bytes(dim));
+        (keys ? k->pack_k : k->pack_v)(&p, rows, dim, page[l]);
+        ck_assert_mem_eq(page[l], page[0], i8_bytes(dim));
     }
 }
 
 START_TEST(i8_pages_pack_and_unpack) {
     const uint32_t dim = dims[_i];
+    const kvc_packing p = i8_packing(dim);
     uint64_t seed = 10;
-    ck_assert_uint_eq(kvc__i8_bytes(dim), 128 + 64 * dim);
+    ck_assert_uint_eq(i8_bytes(dim), 128 + 64 * dim);
     for (int round = 0; round < 12; round++) {
         const int keys = round % 2;
         fill_i8(&seed, dim, keys);
         EACH_LEVEL(l, k) {
-            (keys ? k->i8_unpack_k : k->i8_unpack_v)(page[l], dim, out[l]);
+            (keys ? k->unpack_k : k->unpack_v)(&p, page[l], out[l]);
         }
         check_levels((size_t)E * dim);
         for (uint32_t e = 0; e < E; e++) {
@@ -493,10 +510,11 @@ END_TEST
 
 /* Tame rows for what is computed from a page: sums of infinities say nothing. */
 static void fill_tame_i8(uint64_t *seed, uint32_t dim, int keys) {
+    const kvc_packing p = i8_packing(dim);
     util_fill(seed, rows, (size_t)E * dim, 1.0f);
     memset(rows + (size_t)5 * dim, 0, dim * sizeof *rows);
     EACH_LEVEL(l, k) {
-        (keys ? k->i8_pack_k : k->i8_pack_v)(rows, dim, dim, page[l]);
+        (keys ? k->pack_k : k->pack_v)(&p, rows, dim, page[l]);
     }
 }
 
@@ -522,6 +540,7 @@ static float want_score_q(const float *q, uint32_t dim, uint32_t e) {
 
 START_TEST(i8_scores_are_exact) {
     const uint32_t dim = dims[_i];
+    const kvc_packing p = i8_packing(dim);
     uint64_t seed = 11;
     fill_tame_i8(&seed, dim, 1);
     util_fill(&seed, query, (size_t)MAX_Q * dim, 3.0f);
@@ -529,8 +548,8 @@ START_TEST(i8_scores_are_exact) {
     for (uint32_t n_q = 1; n_q <= MAX_Q; n_q++) {
         EACH_LEVEL(l, k) {
             float f[MAX_Q * E], q[MAX_Q * E];
-            k->i8_score_f(page[l], dim, query, n_q, f);
-            k->i8_score_q(page[l], dim, query, n_q, q);
+            k->pack_score_f(&p, page[l], query, n_q, f);
+            k->pack_score_q(&p, page[l], query, n_q, q);
             for (uint32_t i = 0; i < n_q * E; i++) {
                 const float *row = query + i / E * dim;
                 util_check(f[i] == want_score_f(row, dim, i % E));
@@ -541,20 +560,46 @@ START_TEST(i8_scores_are_exact) {
 }
 END_TEST
 
+/* A page that came from elsewhere may hold any byte, -128 too, against the largest queries. */
+START_TEST(i8_scores_bear_every_byte) {
+    const uint32_t dim = dims[_i];
+    const kvc_packing p = i8_packing(dim);
+    uint64_t seed = 14;
+    for (uint32_t round = 0; round < 8; round++) {
+        fill_tame_i8(&seed, dim, 1);
+        for (uint32_t i = 0; i < E * dim; i++) {
+            const uint8_t b = (uint8_t)util_rand(&seed);
+            page[0][2 * E + i] = round % 2 ? b : b & 1 ? 0x80 : 0x7f;
+        }
+        for (uint32_t i = 0; i < MAX_Q * dim; i++) {
+            query[i] = round < 4 ? util_unit(&seed) : util_rand(&seed) & 1 ? 1.0f : -1.0f;
+        }
+        EACH_LEVEL(l, k) {
+            float s[MAX_Q * E];
+            k->pack_score_q(&p, page[0], query, MAX_Q, s);
+            for (uint32_t i = 0; i < MAX_Q * E; i++) {
+                util_check(s[i] == want_score_q(query + i / E * dim, dim, i % E));
+            }
+        }
+    }
+}
+END_TEST
+
 START_TEST(i8_mixes_are_exact) {
     const uint32_t dim = dims[_i];
+    const kvc_packing p = i8_packing(dim);
     uint64_t seed = 12;
     fill_tame_i8(&seed, dim, 0);
     util_fill(&seed, weight, MAX_Q * E, 1.0f);
     for (uint32_t n_q = 1; n_q <= MAX_Q; n_q++) {
         EACH_LEVEL(l, k) {
             memset(out[l], 0, (size_t)MAX_Q * dim * sizeof out[l][0]);
-            k->i8_mix(page[l], dim, weight, n_q, out[l]);
+            k->pack_mix(&p, page[l], weight, n_q, out[l]);
             for (uint32_t i = 0; i < n_q * dim; i++) {
                 float acc = 0.0f;
                 for (uint32_t e = 0; e < E; e++) {
-                    const float p = weight[i / dim * E + e] * i8_scale(page[0], e);
-                    acc = fmaf(p, (float)i8_at(page[0], dim, e, i % dim, 0), acc);
+                    const float w = weight[i / dim * E + e] * i8_scale(page[0], e);
+                    acc = fmaf(w, (float)i8_at(page[0], dim, e, i % dim, 0), acc);
                 }
                 util_check(out[l][i] == acc);
             }
@@ -566,18 +611,117 @@ END_TEST
 /* Queries and weights that are not finite go through without harm, alike at all levels. */
 START_TEST(i8_kernels_bear_extremes) {
     const uint32_t dim = dims[_i];
+    const kvc_packing p = i8_packing(dim);
     uint64_t seed = 13;
     for (uint32_t round = 0; round < 12; round++) {
         fill_i8(&seed, dim, 1);
         fill_kind(&seed, query, 3 * dim, round);
         fill_kind(&seed, weight, 3 * E, round);
         EACH_LEVEL(l, k) {
-            k->i8_score_q(page[l], dim, query, 3, out[l]);
-            k->i8_score_f(page[l], dim, query, 3, out[l] + 3 * E);
+            k->pack_score_q(&p, page[l], query, 3, out[l]);
+            k->pack_score_f(&p, page[l], query, 3, out[l] + 3 * E);
             memset(out[l] + 6 * E, 0, 3 * dim * sizeof **out);
-            k->i8_mix(page[l], dim, weight, 3, out[l] + 6 * E);
+            k->pack_mix(&p, page[l], weight, 3, out[l] + 6 * E);
         }
         check_levels((size_t)6 * E + 3 * dim);
+    }
+}
+END_TEST
+
+/* ---- ends of rows */
+
+/* Buffers that end where the next byte is no memory: size bytes, to be given back by map_drop(). */
+static void *map_make(size_t size) {
+    uint8_t *p = mmap(NULL, MAP_BYTES + MAP_GUARD, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ck_assert_ptr_ne(p, MAP_FAILED);
+    ck_assert_int_eq(mprotect(p + MAP_BYTES, MAP_GUARD, PROT_NONE), 0);
+    ck_assert(size <= MAP_BYTES);
+    return p + MAP_BYTES - size;
+}
+
+static void map_drop(void *end, size_t size) {
+    ck_assert_int_eq(munmap((uint8_t *)end + size - MAP_BYTES, MAP_BYTES + MAP_GUARD), 0);
+}
+
+static void rows_within(const kvc__kern *k, uint32_t n) {
+    float *x = map_make(n * sizeof *x), *y = map_make(n * sizeof *y);
+    uint64_t seed = 15;
+    util_fill(&seed, y, n, 1.0f);
+    k->rms_norm(y, y, n, 1e-5f, x);
+    k->add(x, y, n);
+    k->scale(x, 0.5f, n);
+    k->axpy(0.5f, y, x, n);
+    k->silu_mul(x, y, n);
+    k->hadamard(x, n % 4 == 0 ? 4 : 1, n);
+    map_drop(x, n * sizeof *x);
+    map_drop(y, n * sizeof *y);
+}
+
+/* Row 63 is the last of a page: what is read or written behind it is no memory. */
+static void plain_page_within(const kvc__kern *k, uint32_t type, uint32_t dim) {
+    const size_t size = (size_t)E * dim * (type == KVC_TYPE_F32 ? 4 : 2);
+    float *x = map_make(dim * sizeof *x), *o = map_make((size_t)E * dim * sizeof *o);
+    void *p = map_make(size);
+    uint64_t seed = 16;
+    util_fill(&seed, x, dim, 1.0f);
+    k->put_k(type, x, dim, 63, p);
+    k->put_v(type, x, dim, 63, p);
+    k->get_k(type, p, dim, o);
+    k->get_v(type, p, dim, o);
+    memcpy(o, x, dim * sizeof *x);
+    k->score(type, p, dim, x, 1, out[0], E);
+    k->mix(type, p, dim, weight, E, 1, x);
+    map_drop(x, dim * sizeof *x);
+    map_drop(o, (size_t)E * dim * sizeof *o);
+    map_drop(p, size);
+}
+
+static void packed_page_within(const kvc__kern *k, const kvc_packing *p) {
+    const size_t size = kvc__pack_bytes(p), all = (size_t)E * p->dim * sizeof(float);
+    float *x = map_make(p->dim * sizeof *x), *o = map_make(all);
+    void *page_of = map_make(size);
+    uint64_t seed = 17;
+    util_fill(&seed, x, p->dim, 1.0f);
+    util_fill(&seed, o, (size_t)E * p->dim, 1.0f);
+    k->pack_k(p, o, p->dim, page_of);
+    k->unpack_k(p, page_of, o);
+    k->pack_score_f(p, page_of, x, 1, out[0]);
+    k->pack_score_q(p, page_of, x, 1, out[0]);
+    k->pack_v(p, o, p->dim, page_of);
+    k->unpack_v(p, page_of, o);
+    k->pack_mix(p, page_of, weight, 1, x);
+    map_drop(x, p->dim * sizeof *x);
+    map_drop(o, all);
+    map_drop(page_of, size);
+}
+
+/* Each kind of packing: by rows, by groups of a row, by channels. */
+static void packed_pages_within(const kvc__kern *k, uint32_t dim) {
+    kvc_packing p = i8_packing(dim);
+    packed_page_within(k, &p);
+    p.flags = KVC_PACK_ZERO;
+    p.bits = 4;
+    p.group_dim = 16;
+    packed_page_within(k, &p);
+    p.bits = 2;
+    packed_page_within(k, &p);
+    p.group_dim = 1;
+    p.group_entry = 32;
+    packed_page_within(k, &p);
+}
+
+START_TEST(nothing_behind_the_end_is_touched) {
+    EACH_LEVEL(l, k) {
+        for (uint32_t n = 1; n <= 40; n++) {
+            rows_within(k, n);
+        }
+        for (uint32_t dim = 4; dim <= 84; dim += 4) {
+            for (uint32_t t = 0; t < 3; t++) {
+                plain_page_within(k, types[t], dim);
+            }
+            packed_pages_within(k, dim);
+        }
     }
 }
 END_TEST
@@ -591,6 +735,18 @@ START_TEST(levels_are_chosen) {
     ck_assert_ptr_eq(kvc__kern_get(), kvc__kern_level(kvc__cpu_level()));
     ck_assert_int_eq(setenv("KVC_CPU", "scalar", 1), 0);
     ck_assert_str_eq(kvc__kern_get()->name, "scalar");
+    for (uint32_t i = 0; i < N_LEVEL; i++) {
+        const kvc__kern *k = util_level(i), *below = i > 0 ? util_level(i - 1) : k;
+        const char *const name[N_LEVEL] = {"scalar", "avx2", "avx512"};
+        ck_assert_int_eq(setenv("KVC_CPU", name[i], 1), 0);
+        if (k != NULL) {
+            ck_assert_str_eq(k->name, name[i]);
+            ck_assert_ptr_eq(kvc__kern_get(), k);
+            ck_assert_ptr_nonnull(below); /* a machine has the levels below its best */
+        } else {
+            ck_assert_int_eq(kvc__cpu_level(), kvc__cpu_best());
+        }
+    }
     ck_assert_int_eq(setenv("KVC_CPU", "abacus", 1), 0);
     ck_assert_int_eq(kvc__cpu_level(), kvc__cpu_best());
     ck_assert_int_eq(unsetenv("KVC_CPU"), 0);
@@ -630,8 +786,10 @@ static void add_pages(Suite *s) {
     tcase_add_loop_test(c, plain_mixes_are_exact, 0, N_DIM);
     tcase_add_loop_test(c, i8_pages_pack_and_unpack, 0, N_DIM);
     tcase_add_loop_test(c, i8_scores_are_exact, 0, N_DIM);
+    tcase_add_loop_test(c, i8_scores_bear_every_byte, 0, N_DIM);
     tcase_add_loop_test(c, i8_mixes_are_exact, 0, N_DIM);
     tcase_add_loop_test(c, i8_kernels_bear_extremes, 0, N_DIM);
+    tcase_add_test(c, nothing_behind_the_end_is_touched);
     suite_add_tcase(s, c);
 }
 

@@ -10,6 +10,7 @@
 #include <check.h>
 #include <math.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -259,6 +260,32 @@ START_TEST(reads_every_tiny_model) {
 }
 END_TEST
 
+/* Every tensor once; of a table that is looked up alone, one of its 320 rows. A layer's matrices
+ * are those tensors of blk that have two dimensions. */
+START_TEST(says_what_a_token_reads_and_multiplies) {
+    map_model(suite_files[_i].file);
+    kvc_model *m = open_model(map.data, map.size);
+    uint64_t read = 0, mac = 0;
+    for (uint64_t i = 0; i < source.n_tensor; i++) {
+        const kvc__gguf_tensor *t = &source.tensor[i];
+        const bool looked_up = !suite_files[_i].tied && is_named(t->name, "token_embd.weight");
+        read += looked_up ? t->bytes / 320 : t->bytes;
+        mac += memcmp(t->name.p, "blk.", 4) == 0 && t->n_dims == 2 ? t->dim[0] * t->dim[1] : 0;
+    }
+    kvc_model_info info = {.struct_size = sizeof info};
+    ck_assert_int_eq(kvc_model_get_info(m, &info), KVC_OK);
+    ck_assert_uint_eq(info.read_bytes, read);
+    ck_assert_uint_eq(info.n_mac, mac);
+    ck_assert_uint_gt(mac, 0);
+    /* A program built with an older header is given what it knows. */
+    info.struct_size = offsetof(kvc_model_info, read_bytes);
+    info.read_bytes = 7;
+    ck_assert_int_eq(kvc_model_get_info(m, &info), KVC_OK);
+    ck_assert_uint_eq(info.read_bytes, 7);
+    kvc__model_free(m);
+}
+END_TEST
+
 static void check_rows(const kvc__mat *mat, const char *name) {
     const kvc__gguf_tensor *t = kvc__gguf_tensor_find(&source, name);
     float row[128], want[128];
@@ -399,6 +426,7 @@ START_TEST(rope_factors_divide_the_angle) {
     ck_assert_ptr_nonnull(m->rope_freq);
     kvc_model *without = open_model(map.data, map.size);
     ck_assert_uint_eq(m->n_param, without->n_param);
+    ck_assert_uint_eq(m->read_bytes, without->read_bytes);
     kvc__model_free(without);
     ck_assert_int_eq(kvc__model_rope(m, 64, &err), KVC_OK);
     check_rope(m, 4.0);
@@ -611,6 +639,7 @@ int main(void) {
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, reads_every_tiny_model, 0, N_SUITE);
+    tcase_add_loop_test(tc, says_what_a_token_reads_and_multiplies, 0, N_SUITE);
     tcase_add_test(tc, weights_are_the_files);
     tcase_add_test(tc, norms_may_be_f16);
     tcase_add_test(tc, null_params_are_the_defaults);

@@ -228,12 +228,19 @@ static void plain_layer(uint32_t layer, uint32_t type_k, uint32_t dim_k, uint32_
 }
 
 /* Packed integers, as the host's kernels have them. */
-static void i8_layer(uint32_t layer, uint32_t dim_k, uint32_t dim_v) {
+static void packed_layer(uint32_t layer, uint32_t bits, uint32_t group, uint32_t dim_k,
+                         uint32_t dim_v) {
     const kvc_host_math *math = real_extension(&w.stage, KVC_HOST_MATH);
-    const size_t bytes_k = math->i8_bytes(&w.stage, dim_k);
-    math->i8_fields_k(&w.stage, dim_k, 0, w.field[layer]);
-    math->i8_fields_v(&w.stage, dim_v, (uint32_t)bytes_k, w.field[layer] + 2);
-    set_layer(layer, bytes_k + math->i8_bytes(&w.stage, dim_v), 4);
+    const kvc_packing k = {
+        .struct_size = sizeof k, .dim = dim_k, .bits = bits, .group_dim = group, .group_entry = 1};
+    kvc_packing v = k;
+    v.dim = dim_v;
+    ck_assert_int_eq(math->check(&w.stage, &k), KVC_OK);
+    ck_assert_int_eq(math->check(&w.stage, &v), KVC_OK);
+    const size_t bytes_k = math->bytes(&w.stage, &k);
+    uint32_t n = math->fields_k(&w.stage, &k, 0, w.field[layer]);
+    n += math->fields_v(&w.stage, &v, (uint32_t)bytes_k, w.field[layer] + n);
+    set_layer(layer, bytes_k + math->bytes(&w.stage, &v), n);
 }
 
 /* Fields that nobody has yet: with gaps, of every size, in either order. */
@@ -350,13 +357,13 @@ static void layers(uint32_t i) {
         plain_layer(0, f16, 256, f16, 33), plain_layer(1, f32, 1, f16, 1);
         return;
     case 4:
-        i8_layer(0, 64, 64), i8_layer(1, 128, 128);
+        packed_layer(0, 8, 0, 64, 64), packed_layer(1, 8, 0, 128, 128);
         return;
     case 5:
-        i8_layer(0, 32, 256), i8_layer(1, 4, 4);
+        packed_layer(0, 2, 16, 32, 256), packed_layer(1, 8, 0, 4, 4);
         return;
     case 6:
-        i8_layer(0, 20, 12), i8_layer(1, 80, 96);
+        packed_layer(0, 8, 0, 20, 12), packed_layer(1, 4, 32, 100, 36);
         return;
     case 7:
     case 8:

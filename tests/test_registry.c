@@ -96,9 +96,9 @@ static const struct {
     {"b_null_table", KVC_E_LOAD_TABLE, "answers no policy"},
     {"b_endless", KVC_E_LOAD_TABLE, "more than 64 policies"},
     {"b_two", KVC_E_LOAD_NAME, "holds 2 policies"},
-    {"b_abi_old", KVC_E_LOAD_ABI, "too old: built with ABI 0"},
-    {"b_abi_new", KVC_E_LOAD_ABI, "too new: built with ABI 2"},
-    {"b_abi_min", KVC_E_LOAD_ABI, "too new: built with ABI 1, needs a host of at least 2"},
+    {"b_abi_old", KVC_E_LOAD_ABI, "too old: built with ABI 1"},
+    {"b_abi_new", KVC_E_LOAD_ABI, "too new: built with ABI 3"},
+    {"b_abi_min", KVC_E_LOAD_ABI, "too new: built with ABI 2, needs a host of at least 3"},
     {"b_size_tiny", KVC_E_LOAD_TABLE, "8 bytes"},
     {"b_size_small", KVC_E_LOAD_TABLE, "struct_size is too small"},
     {"b_size_api", KVC_E_LOAD_TABLE, "api->struct_size is too small"},
@@ -178,6 +178,45 @@ static kvc_policy table(const char *name) {
                         .api = &api};
 }
 
+/* The first n bytes of a sound library, in a file of their own: what is loaded stays loaded. */
+static const char *cut_library(const uint8_t *bytes, size_t n) {
+    char name[64];
+    snprintf(name, sizeof name, "cut%zu.so", n);
+    const char *path = in(tmp, name);
+    FILE *f = fopen(path, "wb");
+    ck_assert_ptr_nonnull(f);
+    ck_assert_uint_eq(fwrite(bytes, 1, n, f), n);
+    fclose(f);
+    return path;
+}
+
+START_TEST(a_library_that_was_cut_is_refused) {
+    static uint8_t bytes[1 << 20];
+    FILE *f = fopen(in(plugins, "b_nothing.so"), "rb");
+    ck_assert_ptr_nonnull(f);
+    const size_t size = fread(bytes, 1, sizeof bytes, f);
+    fclose(f);
+    uint32_t n_cut = 0;
+    for (size_t n = 64; n < size; n += 500) {
+        const char *path = cut_library(bytes, n);
+        const int32_t rc = load_path(path);
+        ck_assert_int_eq(unlink(path), 0);
+        ck_assert_msg(rc == KVC_OK || err.text[0] != '\0', "%zu bytes: %d", n, (int)rc);
+        n_cut += strstr(err.text, "cut off") != NULL;
+    }
+    ck_assert_uint_gt(n_cut, 10);
+    /* Places of program headers that wrap or lie outside are no reason to end either. */
+    for (int i = 0; i < 3; i++) {
+        static const uint64_t place[] = {UINT64_MAX - 60, INT64_MAX, 1 << 30};
+        memcpy(bytes + 32, &place[i], sizeof place[i]);
+        const char *path = cut_library(bytes, size - 1 - (size_t)i);
+        ck_assert_int_eq(load_path(path), KVC_E_LOAD_OPEN);
+        said("cut off");
+        ck_assert_int_eq(unlink(path), 0);
+    }
+}
+END_TEST
+
 START_TEST(tables_of_a_later_header_are_cut_to_ours) {
     struct {
         kvc_param row;
@@ -245,6 +284,7 @@ static const char *many_choices[66]; /* filled by the test: one more than are al
 #define FLOAT(min_, def_, max_)                                                                    \
     .type = KVC_PARAM_FLOAT, .min = {.f = (min_)}, .def = {.f = (def_)}, .max = {.f = (max_)}
 #define CHOICE(choice_, def_) .type = KVC_PARAM_ENUM, .choice = (choice_), .def = {.i = (def_)}
+#define BUDGET(def_)          .type = KVC_PARAM_BUDGET, .def = {.i = (def_)}
 #define TEXT(def_)            .type = KVC_PARAM_STRING, .def = {.s = (def_)}
 
 /* Rows that are sound (words NULL) or say what is wrong with them. */
@@ -276,7 +316,9 @@ static const struct {
     {{.name = "n", .help = "h", TEXT("any text")}, NULL},
     {{.name = "n", .help = "h", TEXT("a+b")}, "its default holds ':', '+' or ','"},
     {{.name = "n", .help = "h", .type = 0}, "its type is unknown"},
-    {{.name = "n", .help = "h", .type = KVC_PARAM_STRING + 1}, "its type is unknown"},
+    {{.name = "n", .help = "h", .type = KVC_PARAM_BUDGET + 1}, "its type is unknown"},
+    {{.name = "n", .help = "h", BUDGET(KVC_BUDGET_PERCENT(25))}, NULL},
+    {{.name = "n", .help = "h", BUDGET(512)}, "its default is no budget"},
     {{.name = "n", .help = "", INT(0, 0, 0)}, "its help is missing"},
     {{.name = "n", INT(0, 0, 0)}, "its help is missing"},
     {{.name = "a_9", .help = "h", INT(0, 0, 0)}, NULL},
@@ -682,6 +724,7 @@ int main(void) {
     tcase_add_test(t, a_sound_file_is_loaded_and_its_tables_copied);
     tcase_add_test(t, each_break_has_its_code_and_a_sentence_that_names_the_file);
     tcase_add_test(t, what_is_not_a_library_has_its_code);
+    tcase_add_test(t, a_library_that_was_cut_is_refused);
     tcase_add_test(t, tables_of_a_later_header_are_cut_to_ours);
     tcase_add_test(t, names_are_what_the_header_allows);
     tcase_add_test(t, each_row_of_a_table_is_checked);

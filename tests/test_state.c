@@ -20,14 +20,24 @@ static const char *const specs[] = {"",
                                     "window:size=60:sinks=0",
                                     "window:size=90:sinks=3:positions=cache+quant8",
                                     "quant8",
+                                    "quant4",
+                                    "window:size=100:sinks=4+kivi",
+                                    "quant4+offload:dir=/tmp",
+                                    "kivi+offload:dir=/tmp",
                                     "t_mass:budget=100",
                                     "t_mass:budget=60+quant8",
                                     "t_codec",
                                     "t_pages:pages=2",
                                     "t_pages:pages=2+quant8",
+                                    "quest:share=30:least=1:dense=0",
+                                    "quest:share=50:least=1:dense=0:prompt=on+quant8+t_tier",
                                     "t_tier",
                                     "window:size=100:sinks=4+quant8+t_tier",
-                                    "t_mass:budget=60+quant8+t_tier"};
+                                    "t_mass:budget=60+quant8+t_tier",
+                                    "h2o:budget=100",
+                                    "tova:budget=90+quant8+t_tier",
+                                    "snapkv:budget=100",
+                                    "snapkv:budget=80:window=50:pyramid=3+quant8+t_tier"};
 #define N_SPEC ((int)(sizeof specs / sizeof *specs))
 
 static const uint32_t cuts[] = {1, 63, 64, 130, 192, 255, 256, 290};
@@ -375,6 +385,35 @@ START_TEST(lies_are_found) {
 END_TEST
 
 /* A session without tokens is little more than a head: cut at each byte. */
+/* The size of the context isn't believed before the head's checksum is: it decides how much memory
+ * a session and its policies take. */
+START_TEST(no_memory_is_taken_for_a_damaged_context) {
+    kvc_model *m = util_model("tiny-f16.gguf", 1, 0);
+    kvc_params *p = util_params();
+    kvc_session *s = util_session(m, "snapkv", "f32", 512);
+    size_t n, at = 16;
+    ck_assert_int_eq(kvc_session_save(s, path), KVC_OK);
+    kvc_session_close(s);
+    s = NULL;
+    uint8_t *bytes = read_file(&n);
+    for (int i = 0; i < 3; i++) {
+        at += 4 + u32_at(bytes, at);
+    }
+    ck_assert_uint_eq(u32_at(bytes, at + 4), 512);
+    for (size_t b = 0; b < 32; b++) {
+        const size_t byte = at + 4 + b / 8;
+        damage(byte, bytes[byte] ^ (uint8_t)(1u << b % 8), false);
+        ck_assert_int_eq(kvc_session_load(m, path, p, &s), KVC_E_FORMAT);
+        ck_assert_msg(b == 9 || strstr(kvc_params_error(p), "checksum") != NULL, "bit %zu: %s", b,
+                      kvc_params_error(p));
+        damage(byte, bytes[byte], false);
+    }
+    free(bytes);
+    kvc_params_destroy(p);
+    kvc_model_close(m);
+}
+END_TEST
+
 START_TEST(heads_that_are_cut_are_refused) {
     kvc_model *m = util_model("tiny-f16.gguf", 1, 0);
     kvc_params *p = util_params();
@@ -539,6 +578,7 @@ int main(void) {
     tcase_add_loop_test(tc, saving_twice_gives_the_same_bytes, 0, N_SPEC);
     tcase_add_loop_test(tc, damaged_files_are_refused, 0, N_SPEC);
     tcase_add_loop_test(tc, lies_are_found, 0, (int)(sizeof lies / sizeof *lies));
+    tcase_add_test(tc, no_memory_is_taken_for_a_damaged_context);
     tcase_add_test(tc, heads_that_are_cut_are_refused);
     tcase_add_test(tc, files_that_are_cut_are_refused);
     tcase_add_test(tc, large_sessions_go_on);

@@ -101,10 +101,11 @@ static uint64_t least_of(const char *stages, const char *tier) {
 }
 
 START_TEST(the_limit_is_kept) {
-    static const char *const stages[] = {"", "quant8+", "t_mass:budget=100+"};
-    const char *stage = stages[_i % 3], *tier = tiers[_i / 3];
+    static const char *const stages[] = {"", "quant8+", "t_mass:budget=100+", "snapkv:budget=100+"};
+    static const char *const bare[] = {"", "quant8", "t_mass:budget=100", "snapkv:budget=100"};
+    const char *stage = stages[_i % 4], *tier = tiers[_i / 4];
     const uint64_t least = least_of(stage, tier);
-    feed_base(_i % 3 == 0 ? "" : _i % 3 == 1 ? "quant8" : "t_mass:budget=100");
+    feed_base(bare[_i % 4]);
     uint64_t before = UINT64_MAX;
     for (uint64_t more = 0; more <= 1000000; more += 200000) {
         char spec[128];
@@ -161,10 +162,11 @@ static uint32_t step_from(uint32_t nth) {
     return getenv("KVC_TEST_EVERY") != NULL ? nth : nth < 12 ? 1 : 1 + nth / 4;
 }
 
-enum { N_FAILING = 4 };
+enum { N_FAILING = 5 };
 
 static const char *const failing[N_FAILING] = {"", "quant8+", "window:size=100:sinks=4+",
-                                               "t_mass:budget=100+quant8+"};
+                                               "t_mass:budget=100+quant8+",
+                                               "snapkv:budget=100+quant8+"};
 
 /* Feeds token by token behind a prompt until a call fails; answers its status, KVC_OK when none
  * does. *at: tokens that the session had then. */
@@ -419,7 +421,7 @@ int main(void) {
     tcase_set_timeout(tc, 300);
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_test(tc, pages_leave_memory);
-    tcase_add_loop_test(tc, the_limit_is_kept, 0, 3 * N_TIER);
+    tcase_add_loop_test(tc, the_limit_is_kept, 0, 4 * N_TIER);
     tcase_add_loop_test(tc, the_limit_is_kept_on_a_disk, 0, 3);
     tcase_add_loop_test(tc, a_failing_call_is_undone, 0, 2 * N_FAILING * N_TIER);
     tcase_add_loop_test(tc, a_refused_page_takes_no_memory, 0, N_FAILING);

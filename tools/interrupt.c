@@ -11,7 +11,8 @@
 #include <stdatomic.h>
 #include <unistd.h>
 
-#define MAX_WATCH (CMP_MAX_POLICY + 2u) /* the policies, the baseline and its twin */
+/* Of each policy 64 sessions that decode together, and forks of them. */
+#define MAX_WATCH (CMP_MAX_POLICY * 64u + 64u)
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static kvc_session *watched[MAX_WATCH];

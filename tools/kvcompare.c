@@ -1,71 +1,33 @@
 /* SPDX-License-Identifier: MIT
- * kvcompare.c: compares KV cache policies. Options, text, model, the two passes, the report, the
- * gates: in this order, each its own file, put together here. It uses the public API alone. */
+ * kvcompare.c: compares KV cache policies; `bench` is a subcommand of its own (bench.h). Options,
+ * text, model, the two passes, the report, the gates: in this order, each its own file, put
+ * together here. It uses the public API alone. */
+#include "bench.h"
 #include "interrupt.h"
 #include "measure.h"
 #include "options.h"
+#include "outcome.h"
 #include "policy_list.h"
 #include "progress.h"
 #include "report.h"
 #include "text.h"
 
 #include <math.h>
-#include <pthread.h>
-#include <stdbool.h>
 #include <errno.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-enum { EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_GATE = 3, EXIT_INTERRUPTED = 130 };
-
-/* Bytes that grow. */
-typedef struct bytes {
-    char *p;
-    size_t n;
-} bytes;
-
-static int complain(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
-
-static int complain(int code, const char *format, ...) {
-    cmp_progress_end();
-    if (cmp_interrupted()) {
-        return EXIT_INTERRUPTED;
-    }
-    va_list args;
-    va_start(args, format);
-    fputs("kvcompare: ", stderr);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
-    va_end(args);
-    return code;
-}
-
-/* A status of the library as an exit code: what the command line names wrongly, or a failure. */
-static int exit_code(int32_t status) {
-    switch (status) {
-    case KVC_E_SPEC:
-    case KVC_E_PARAM:
-    case KVC_E_NOT_FOUND:
-    case KVC_E_CONFLICT:
-        return EXIT_USAGE;
-    default:
-        return status <= KVC_E_LOAD_FILE && status >= KVC_E_LOAD_REQUIRES ? EXIT_USAGE
-                                                                          : EXIT_FAILED;
-    }
-}
-
 /* ---------------------------------------------------------------- text */
 
-static int read_builtin(bytes *out) {
+static int read_builtin(cmp_bytes *out) {
     size_t n = 0;
     for (size_t i = 0; cmp_text[i] != NULL; i++) {
         n += strlen(cmp_text[i]);
     }
     out->p = malloc(n + 1);
     if (out->p == NULL) {
-        return complain(EXIT_FAILED, "out of memory");
+        return cmp_complain(CMP_EXIT_FAILED, "out of memory");
     }
     for (size_t i = 0; cmp_text[i] != NULL; i++) {
         size_t len = strlen(cmp_text[i]);
@@ -75,14 +37,14 @@ static int read_builtin(bytes *out) {
     return 0;
 }
 
-static int read_stream(FILE *f, const char *path, bytes *out) {
+static int read_stream(FILE *f, const char *path, cmp_bytes *out) {
     size_t cap = 0;
     for (;;) {
         if (out->n == cap) {
             cap = cap > 0 ? 2 * cap : 1u << 16;
             char *p = realloc(out->p, cap);
             if (p == NULL) {
-                return complain(EXIT_FAILED, "out of memory");
+                return cmp_complain(CMP_EXIT_FAILED, "out of memory");
             }
             out->p = p;
         }
@@ -92,10 +54,11 @@ static int read_stream(FILE *f, const char *path, bytes *out) {
             break;
         }
     }
-    return ferror(f) ? complain(EXIT_FAILED, "%s can't be read: %s", path, strerror(errno)) : 0;
+    return ferror(f) ? cmp_complain(CMP_EXIT_FAILED, "%s can't be read: %s", path, strerror(errno))
+                     : 0;
 }
 
-static int read_text(const char *path, bytes *out) {
+static int read_text(const char *path, cmp_bytes *out) {
     if (path == NULL) {
         return read_builtin(out);
     }
@@ -104,8 +67,8 @@ static int read_text(const char *path, bytes *out) {
     }
     FILE *f = fopen(path, "r");
     if (f == NULL) {
-        return complain(errno == ENOENT ? EXIT_USAGE : EXIT_FAILED, "%s can't be opened: %s", path,
-                        strerror(errno));
+        return cmp_complain(errno == ENOENT ? CMP_EXIT_USAGE : CMP_EXIT_FAILED,
+                            "%s can't be opened: %s", path, strerror(errno));
     }
     int rc = read_stream(f, path, out);
     fclose(f);
@@ -114,28 +77,30 @@ static int read_text(const char *path, bytes *out) {
 
 /* The first ctx tokens of the text; *out is the caller's to free. */
 static int tokenize(const cmp_options *o, kvc_model *model, int32_t **out) {
-    bytes text = {NULL, 0};
+    cmp_bytes text = {NULL, 0};
     int code = read_text(o->file, &text);
     size_t n = 0;
     int32_t *token = malloc((text.n + 8) * sizeof *token);
     if (code == 0 && token == NULL) {
-        code = complain(EXIT_FAILED, "out of memory");
+        code = cmp_complain(CMP_EXIT_FAILED, "out of memory");
     }
     if (code == 0) {
         int32_t rc = kvc_model_tokenize(model, text.p, text.n, KVC_TEXT_BOS, token, text.n + 8, &n);
         if (rc < 0) {
-            code = complain(exit_code(rc), "%s: %s", o->file != NULL ? o->file : "the text",
-                            kvc_model_error(model));
+            code = cmp_complain(cmp_exit_code(rc), "%s: %s", o->file != NULL ? o->file : "the text",
+                                kvc_model_error(model));
         } else if (n < o->ctx && o->file == NULL) {
-            code = complain(EXIT_USAGE,
-                            "--ctx=%u needs more than the %zu tokens of the built-in text: give a "
-                            "longer text with --file, or a smaller --ctx",
-                            o->ctx, n);
+            code =
+                cmp_complain(CMP_EXIT_USAGE,
+                             "--ctx=%u needs more than the %zu tokens of the built-in text: give a "
+                             "longer text with --file, or a smaller --ctx",
+                             o->ctx, n);
         } else if (n < o->ctx) {
-            code = complain(EXIT_USAGE,
-                            "--ctx=%u needs more than the %zu tokens of %s: give a longer text, or "
-                            "a smaller --ctx",
-                            o->ctx, n, o->file);
+            code = cmp_complain(
+                CMP_EXIT_USAGE,
+                "--ctx=%u needs more than the %zu tokens of %s: give a longer text, or "
+                "a smaller --ctx",
+                o->ctx, n, o->file);
         }
     }
     free(text.p);
@@ -149,26 +114,11 @@ static int tokenize(const cmp_options *o, kvc_model *model, int32_t **out) {
 
 /* ---------------------------------------------------------------- report */
 
-/* Puts a finished text where it was asked for. stream is closed. */
-static int put(FILE *stream, bytes *text, int failed, const char *path) {
-    char why[1024];
-    failed |= ferror(stream) != 0;
-    failed |= fclose(stream) != 0;
-    int code = 0;
-    if (failed) {
-        code = complain(EXIT_FAILED, "out of memory for the report");
-    } else if (cmp_report_put(text->p, text->n, path, why, sizeof why) != 0) {
-        code = complain(EXIT_FAILED, "%s", why);
-    }
-    free(text->p);
-    return code;
-}
-
 static int write_report(const cmp_options *o, const cmp_report *r) {
-    bytes text = {NULL, 0};
+    cmp_bytes text = {NULL, 0};
     FILE *stream = open_memstream(&text.p, &text.n);
     if (stream == NULL) {
-        return complain(EXIT_FAILED, "out of memory for the report");
+        return cmp_complain(CMP_EXIT_FAILED, "out of memory for the report");
     }
     int failed = 0;
     switch (o->format) {
@@ -185,20 +135,20 @@ static int write_report(const cmp_options *o, const cmp_report *r) {
         cmp_report_table(stream, r,
                          o->output == NULL && isatty(STDOUT_FILENO) && getenv("NO_COLOR") == NULL);
     }
-    return put(stream, &text, failed, o->output);
+    return cmp_put(stream, &text, failed, o->output);
 }
 
 static int list_policies(const cmp_options *o, kvc_params *params) {
     kvc_policies *list = NULL;
     int32_t rc = kvc_policies_open(params, &list);
     if (rc < 0) {
-        return complain(exit_code(rc), "%s", kvc_params_error(params));
+        return cmp_complain(cmp_exit_code(rc), "%s", kvc_params_error(params));
     }
-    bytes text = {NULL, 0};
+    cmp_bytes text = {NULL, 0};
     FILE *stream = open_memstream(&text.p, &text.n);
-    int code = EXIT_FAILED;
+    int code = CMP_EXIT_FAILED;
     if (stream == NULL) {
-        complain(EXIT_FAILED, "out of memory for the list");
+        cmp_complain(CMP_EXIT_FAILED, "out of memory for the list");
     } else {
         int failed = 0;
         if (o->list == CMP_LIST_JSON) {
@@ -206,7 +156,7 @@ static int list_policies(const cmp_options *o, kvc_params *params) {
         } else {
             cmp_list_text(stream, list);
         }
-        code = put(stream, &text, failed, o->output);
+        code = cmp_put(stream, &text, failed, o->output);
     }
     kvc_policies_close(list);
     return code;
@@ -221,8 +171,8 @@ static int check_finite(const cmp_job *job) {
     for (uint32_t k = 0; k < job->n_row; k++) {
         const cmp_row *row = &job->row[k];
         if (row->v[CMP_SCORED] > 0 && isnan(row->v[CMP_KLD_MEAN])) {
-            code = complain(
-                EXIT_FAILED,
+            code = cmp_complain(
+                CMP_EXIT_FAILED,
                 "%s: its logits are not finite, so nothing can be said of its divergence: the "
                 "policy, or the model, is broken",
                 row->spec);
@@ -231,38 +181,13 @@ static int check_finite(const cmp_job *job) {
     return code;
 }
 
-/* What policies log: warnings, and the rest with --verbose; each line once, since a policy is
- * opened many times. */
-static void show_log(void *user, uint32_t level, const char *text) {
-    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-    static char seen[16][256];
-    static size_t n_seen;
-    const cmp_options *o = user;
-    if (level < KVC_LOG_WARN && !o->verbose) {
-        return;
-    }
-    pthread_mutex_lock(&lock);
-    bool known = false;
-    for (size_t i = 0; i < n_seen; i++) {
-        known |= strncmp(seen[i], text, sizeof seen[i] - 1) == 0;
-    }
-    if (!known) {
-        if (n_seen < sizeof seen / sizeof *seen) {
-            snprintf(seen[n_seen++], sizeof *seen, "%s", text);
-        }
-        cmp_progress_end();
-        fprintf(stderr, "kvcompare: %s: %s\n", level < KVC_LOG_WARN ? "note" : "warning", text);
-    }
-    pthread_mutex_unlock(&lock);
-}
-
 static int judge(const cmp_options *o, const cmp_job *job) {
     int code = 0;
     for (uint32_t i = 0; i < o->n_gate; i++) {
         for (uint32_t k = 0; k < job->n_row; k++) {
             char why[1024];
             if (o->gate[i].row[k] && cmp_gate_missed(&o->gate[i], &job->row[k], why, sizeof why)) {
-                code = complain(EXIT_GATE, "%s", why);
+                code = cmp_complain(CMP_EXIT_GATE, "%s", why);
             }
         }
     }
@@ -277,7 +202,7 @@ static int measure_and_report(const cmp_options *o, cmp_job *job, const kvc_mode
     }
     cmp_progress_end();
     if (rc < 0 || cmp_interrupted()) {
-        return complain(exit_code(rc), "%s", job->error);
+        return cmp_complain(cmp_exit_code(rc), "%s", job->error);
     }
     cmp_report report = {.job = job,
                          .machine = machine,
@@ -297,13 +222,13 @@ static int compare(const cmp_options *o, kvc_params *params, kvc_model *model,
     kvc_model_info info = {.struct_size = sizeof info};
     int32_t rc = kvc_model_get_info(model, &info);
     if (rc < 0) {
-        return complain(EXIT_FAILED, "%s", kvc_model_error(model));
+        return cmp_complain(CMP_EXIT_FAILED, "%s", kvc_model_error(model));
     }
     int32_t *token = NULL;
     int code = tokenize(o, model, &token);
     cmp_row *row = calloc(o->n_spec, sizeof *row);
     if (code == 0 && row == NULL) {
-        code = complain(EXIT_FAILED, "out of memory");
+        code = cmp_complain(CMP_EXIT_FAILED, "out of memory");
     }
     if (code == 0) {
         for (uint32_t i = 0; i < o->n_spec; i++) {
@@ -339,12 +264,12 @@ static int run(const cmp_options *o, kvc_params *params) {
     cmp_machine_read(&machine);
     if (kvc_params_set_i64(params, "n_threads", (int64_t)o->threads) < 0 ||
         kvc_params_set_i64(params, "seed", (int64_t)o->seed) < 0) {
-        return complain(EXIT_USAGE, "%s", kvc_params_error(params));
+        return cmp_complain(CMP_EXIT_USAGE, "%s", kvc_params_error(params));
     }
     kvc_model *model = NULL;
     int32_t rc = kvc_model_open(o->model, params, &model);
     if (rc < 0) {
-        return complain(exit_code(rc), "%s", kvc_params_error(params));
+        return cmp_complain(cmp_exit_code(rc), "%s", kvc_params_error(params));
     }
     int code = compare(o, params, model, &machine);
     kvc_model_close(model);
@@ -352,16 +277,19 @@ static int run(const cmp_options *o, kvc_params *params) {
 }
 
 int main(int argc, char **argv) {
+    if (argc > 1 && strcmp(argv[1], "bench") == 0) {
+        return cmp_bench_main(argc - 1, argv + 1);
+    }
     cmp_options options;
     cmp_options_parse(argc, argv, &options);
-    int code = EXIT_FAILED;
+    int code = CMP_EXIT_FAILED;
     kvc_params *params = NULL;
     if (cmp_interrupt_start() != 0) {
-        complain(EXIT_FAILED, "no thread can be started to listen for Ctrl-C");
+        cmp_complain(CMP_EXIT_FAILED, "no thread can be started to listen for Ctrl-C");
     } else if (kvc_params_create(&params) < 0) {
-        complain(EXIT_FAILED, "out of memory");
+        cmp_complain(CMP_EXIT_FAILED, "out of memory");
     } else {
-        kvc_params_set_log(params, show_log, &options);
+        kvc_params_set_log(params, cmp_log, &options.verbose);
         code = run(&options, params);
     }
     kvc_params_destroy(params);

@@ -48,3 +48,19 @@ void cmp_machine_read(cmp_machine *m) {
         fclose(f);
     }
 }
+
+double cmp_machine_available(void) {
+    char line[256];
+    double kib = -1;
+    FILE *f = fopen("/proc/meminfo", "r");
+    if (f == NULL) {
+        return -1;
+    }
+    while (fgets(line, sizeof line, f) != NULL) {
+        if (sscanf(line, "MemAvailable: %lf", &kib) == 1) {
+            break;
+        }
+    }
+    fclose(f);
+    return kib < 0 ? -1 : kib * 1024;
+}

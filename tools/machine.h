@@ -14,5 +14,7 @@ typedef struct cmp_machine {
 
 /** Fills m. */
 void cmp_machine_read(cmp_machine *m);
+/** Bytes of memory that programs can still take, -1: not known. */
+double cmp_machine_available(void);
 
 #endif

@@ -35,6 +35,7 @@ static const char doc[] =
     "  kvcompare --list\n"
     "  kvcompare -m model.gguf -p full,window:size=256:sinks=4,quant8\n"
     "  kvcompare -m model.gguf -p quant8 -o json --fail-if 'quant8.kld.mean>1e-4'\n"
+    "  kvcompare bench --help    speed at depth, beside the limits of the machine\n"
     "\v"
     "LIST is separated by commas. A policy may have parameters, window:size=256, and may be a "
     "stack "
@@ -74,9 +75,8 @@ static const struct argp_option option[] = {
      0},
     {0, 0, 0, 0, 0, 0}};
 
-/* A whole number in [min, max]; argp_error() ends the process. */
-static uint64_t number(struct argp_state *state, const char *name, const char *arg, uint64_t min,
-                       uint64_t max) {
+uint64_t cmp_option_number(struct argp_state *state, const char *name, const char *arg,
+                           uint64_t min, uint64_t max) {
     char *end = NULL;
     errno = 0;
     unsigned long long v = isdigit((unsigned char)arg[0]) ? strtoull(arg, &end, 10) : 0;
@@ -89,11 +89,11 @@ static uint64_t number(struct argp_state *state, const char *name, const char *a
 
 static uint32_t number32(struct argp_state *state, const char *name, const char *arg, uint32_t min,
                          uint32_t max) {
-    return (uint32_t)number(state, name, arg, min, max);
+    return (uint32_t)cmp_option_number(state, name, arg, min, max);
 }
 
-static int choice(struct argp_state *state, const char *name, const char *arg,
-                  const char *const *word, int n) {
+int cmp_option_choice(struct argp_state *state, const char *name, const char *arg,
+                      const char *const *word, int n) {
     for (int i = 0; i < n; i++) {
         if (strcmp(arg, word[i]) == 0) {
             return i;
@@ -103,21 +103,21 @@ static int choice(struct argp_state *state, const char *name, const char *arg,
     return 0;
 }
 
-static void add_specs(struct argp_state *state, cmp_options *o, const char *list) {
+void cmp_option_specs(struct argp_state *state, const char *list, char **spec, uint32_t *n_spec) {
     for (const char *p = list;; p++) {
         size_t n = strcspn(p, ",");
         if (n == 0) {
             argp_error(state, "--policy=%s: a policy is missing before or after a comma", list);
         }
-        if (o->n_spec == CMP_MAX_POLICY) {
+        if (*n_spec == CMP_MAX_POLICY) {
             argp_error(state, "--policy: more than %u policies; compare them in several runs",
                        CMP_MAX_POLICY);
         }
-        o->spec[o->n_spec] = strndup(p, n);
-        if (o->spec[o->n_spec] == NULL) {
+        spec[*n_spec] = strndup(p, n);
+        if (spec[*n_spec] == NULL) {
             argp_failure(state, 1, 0, "out of memory");
         }
-        o->n_spec++;
+        (*n_spec)++;
         p += n;
         if (*p == '\0') {
             return;
@@ -133,7 +133,7 @@ static void check(struct argp_state *state, cmp_options *o) {
         argp_error(state, "give a model with --model");
     }
     if (o->n_spec == 0) {
-        add_specs(state, o, "full,quant8");
+        cmp_option_specs(state, "full,quant8", o->spec, &o->n_spec);
     }
     if (o->tokens >= o->ctx) {
         argp_error(state,
@@ -155,7 +155,7 @@ static error_t parse_report(int key, char *arg, struct argp_state *state) {
     cmp_options *o = state->input;
     switch (key) {
     case 'o':
-        o->format = choice(state, "format", arg, format, 4);
+        o->format = cmp_option_choice(state, "format", arg, format, 4);
         return 0;
     case KEY_OUTPUT:
         o->output = arg;
@@ -167,7 +167,8 @@ static error_t parse_report(int key, char *arg, struct argp_state *state) {
         o->gate_text[o->n_gate++] = arg;
         return 0;
     case KEY_LIST:
-        o->list = arg == NULL ? CMP_LIST_TEXT : CMP_LIST_TEXT + choice(state, "list", arg, list, 2);
+        o->list = arg == NULL ? CMP_LIST_TEXT
+                              : CMP_LIST_TEXT + cmp_option_choice(state, "list", arg, list, 2);
         return 0;
     case ARGP_KEY_ARG:
         argp_error(state, "'%s' is not an option", arg);
@@ -191,7 +192,7 @@ static error_t parse_option(int key, char *arg, struct argp_state *state) {
         o->verbose = 1;
         return 0;
     case 'p':
-        add_specs(state, o, arg);
+        cmp_option_specs(state, arg, o->spec, &o->n_spec);
         return 0;
     case 'f':
         o->file = arg;
@@ -218,10 +219,10 @@ static error_t parse_option(int key, char *arg, struct argp_state *state) {
         o->threads = number32(state, "threads", arg, 0, 1024);
         return 0;
     case KEY_SEED:
-        o->seed = number(state, "seed", arg, 0, INT64_MAX);
+        o->seed = cmp_option_number(state, "seed", arg, 0, INT64_MAX);
         return 0;
     case KEY_COMPUTE:
-        o->compute = compute[choice(state, "compute", arg, compute, 2)];
+        o->compute = compute[cmp_option_choice(state, "compute", arg, compute, 2)];
         return 0;
     default:
         return parse_report(key, arg, state);

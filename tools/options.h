@@ -40,4 +40,16 @@ void cmp_options_parse(int argc, char **argv, cmp_options *out);
 /** Frees what it owns. */
 void cmp_options_free(cmp_options *o);
 
+/* For every command line; a mistake ends the process as above. */
+struct argp_state;
+/** A whole number in [min, max]. */
+uint64_t cmp_option_number(struct argp_state *state, const char *name, const char *arg,
+                           uint64_t min, uint64_t max);
+/** The index of arg among word[n]. */
+int cmp_option_choice(struct argp_state *state, const char *name, const char *arg,
+                      const char *const *word, int n);
+/** Appends the specs of a list separated by commas to spec[CMP_MAX_POLICY], each the caller's to
+ * free. */
+void cmp_option_specs(struct argp_state *state, const char *list, char **spec, uint32_t *n_spec);
+
 #endif

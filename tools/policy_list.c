@@ -12,11 +12,32 @@
 #define WIDTH 80
 
 static const char *type_name(uint32_t type) {
-    static const char *const name[] = {"?", "int", "float", "bool", "enum", "size", "string"};
+    static const char *const name[] = {"?",    "int",  "float",  "bool",
+                                       "enum", "size", "string", "budget"};
     return name[type < sizeof name / sizeof name[0] ? type : 0];
 }
 
 /* ---------------------------------------------------------------- text */
+
+/* "512", "12.5%", "8MiB". */
+static void budget_text(int64_t budget, char *buf, size_t cap) {
+    static const char *const unit[] = {"B", "KiB", "MiB", "GiB"};
+    int64_t amount = kvc_budget_amount(budget);
+    size_t i = 0;
+    switch (kvc_budget_unit(budget)) {
+    case KVC_BUDGET_SHARE:
+        snprintf(buf, cap, "%.10g%%", (double)amount / (double)(KVC_BUDGET_WHOLE / 100));
+        break;
+    case KVC_BUDGET_BYTES:
+        for (; i < 3 && amount % 1024 == 0; i++) {
+            amount /= 1024;
+        }
+        snprintf(buf, cap, "%lld%s", (long long)amount, unit[i]);
+        break;
+    default:
+        snprintf(buf, cap, "%lld", (long long)amount);
+    }
+}
 
 static void value_text(const kvc_param *p, const kvc_value *v, char *buf, size_t cap) {
     switch (p->type) {
@@ -31,6 +52,9 @@ static void value_text(const kvc_param *p, const kvc_value *v, char *buf, size_t
         break;
     case KVC_PARAM_STRING:
         snprintf(buf, cap, "%s", v->s != NULL ? v->s : "");
+        break;
+    case KVC_PARAM_BUDGET:
+        budget_text(v->i, buf, cap);
         break;
     default:
         snprintf(buf, cap, "%lld", (long long)v->i);
@@ -59,17 +83,25 @@ static void range_text(const kvc_param *p, char *buf, size_t cap) {
             used += n > 0 ? (size_t)n : 0;
         }
         break;
+    case KVC_PARAM_BUDGET:
+        snprintf(buf, cap, "tokens per lane, a share of n_ctx (25%%) or bytes (8MiB)");
+        break;
     default:
         snprintf(buf, cap, "text");
     }
 }
 
-static void param_line(FILE *out, const kvc_param *p) {
-    char line[1024], def[256], range[512];
+void cmp_list_param(const kvc_param *p, char *buf, size_t cap) {
+    char def[256], range[512];
     value_text(p, &p->def, def, sizeof def);
     range_text(p, range, sizeof range);
-    snprintf(line, sizeof line, "%s=%s (%s%s%s; %s)", p->name, def, type_name(p->type),
+    snprintf(buf, cap, "%s=%s (%s%s%s; %s)", p->name, def, type_name(p->type),
              p->unit != NULL ? ", " : "", p->unit != NULL ? p->unit : "", range);
+}
+
+static void param_line(FILE *out, const kvc_param *p) {
+    char line[1024];
+    cmp_list_param(p, line, sizeof line);
     cmp_text_wrap(out, "  ", line, WIDTH);
     cmp_text_wrap(out, "      ", p->help != NULL ? p->help : "", WIDTH);
 }
@@ -112,6 +144,7 @@ static json_t *text(const char *s) {
 }
 
 static json_t *value_json(const kvc_param *p, const kvc_value *v) {
+    char buf[64];
     switch (p->type) {
     case KVC_PARAM_FLOAT:
         return isfinite(v->f) ? json_real(v->f) : json_null();
@@ -121,6 +154,9 @@ static json_t *value_json(const kvc_param *p, const kvc_value *v) {
         return text(p->choice[v->i]);
     case KVC_PARAM_STRING:
         return text(v->s);
+    case KVC_PARAM_BUDGET:
+        budget_text(v->i, buf, sizeof buf);
+        return text(buf);
     default:
         return json_integer(v->i);
     }

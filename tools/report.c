@@ -41,6 +41,47 @@ void cmp_text_wrap(FILE *out, const char *prefix, const char *text, int width) {
     fputc('\n', out);
 }
 
+void cmp_text_pad(FILE *out, int n) {
+    for (int i = 0; i < n; i++) {
+        fputc(' ', out);
+    }
+}
+
+void cmp_text_right(FILE *out, const char *text, int width) {
+    fputc(' ', out);
+    cmp_text_pad(out, width - cmp_text_width(text));
+    fputs(text, out);
+}
+
+void cmp_text_bold(FILE *out, int colour, const char *text, int width) {
+    fprintf(out, "%s%s%s", colour ? "\033[1m" : "", text, colour ? "\033[0m" : "");
+    cmp_text_pad(out, width - cmp_text_width(text));
+}
+
+void cmp_csv_field(FILE *out, const char *s) {
+    if (strpbrk(s, ",\"\r\n") == NULL) {
+        fputs(s, out);
+        return;
+    }
+    fputc('"', out);
+    for (; *s != '\0'; s++) {
+        if (*s == '"') {
+            fputc('"', out);
+        }
+        fputc(*s, out);
+    }
+    fputc('"', out);
+}
+
+void cmp_md_cell(FILE *out, const char *s) {
+    for (; *s != '\0'; s++) {
+        if (*s == '|') {
+            fputc('\\', out);
+        }
+        fputc(*s, out);
+    }
+}
+
 /* ---------------------------------------------------------------- figures */
 
 const char *cmp_figure_human(const cmp_row *row, unsigned figure, char *buf, size_t cap) {

@@ -50,5 +50,15 @@ const char *cmp_figure_human(const cmp_row *row, unsigned figure, char *buf, siz
 int cmp_text_width(const char *text);
 /** Writes text in lines of at most width columns, prefix before each. */
 void cmp_text_wrap(FILE *out, const char *prefix, const char *text, int width);
+/** Writes n blanks. */
+void cmp_text_pad(FILE *out, int n);
+/** Writes a blank, then text at the right end of width columns. */
+void cmp_text_right(FILE *out, const char *text, int width);
+/** Writes text, bold with colour, and fills width columns. */
+void cmp_text_bold(FILE *out, int colour, const char *text, int width);
+/** Writes a field of CSV, in quotes where it needs them. */
+void cmp_csv_field(FILE *out, const char *s);
+/** Writes the text of a cell of Markdown: a bar would end it. */
+void cmp_md_cell(FILE *out, const char *s);
 
 #endif

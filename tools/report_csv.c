@@ -4,22 +4,6 @@
 #include "report.h"
 
 #include <math.h>
-#include <string.h>
-
-static void field(FILE *out, const char *s) {
-    if (strpbrk(s, ",\"\r\n") == NULL) {
-        fputs(s, out);
-        return;
-    }
-    fputc('"', out);
-    for (; *s != '\0'; s++) {
-        if (*s == '"') {
-            fputc('"', out);
-        }
-        fputc(*s, out);
-    }
-    fputc('"', out);
-}
 
 void cmp_report_csv(FILE *out, const cmp_report *r) {
     fputs("spec,name", out);
@@ -29,9 +13,9 @@ void cmp_report_csv(FILE *out, const cmp_report *r) {
     fputs("\r\n", out);
     for (uint32_t k = 0; k < r->job->n_row; k++) {
         const cmp_row *row = &r->job->row[k];
-        field(out, row->spec);
+        cmp_csv_field(out, row->spec);
         fputc(',', out);
-        field(out, row->name);
+        cmp_csv_field(out, row->name);
         for (unsigned i = 0; i < CMP_N_FIGURE; i++) {
             fputc(',', out);
             if (isfinite(row->v[i])) {

@@ -3,14 +3,14 @@
  * figures, so a figure has the same path here, in CSV and in a gate. Every number is finite or
  * null.
  */
+#include "report_json.h"
+
 #include "report.h"
 
-#include <jansson.h>
 #include <math.h>
 #include <string.h>
 
-/* A string of the system's, which may not be UTF-8. */
-static json_t *text(const char *s) {
+json_t *cmp_json_text(const char *s) {
     json_t *value = json_string(s != NULL ? s : "");
     if (value != NULL) {
         return value;
@@ -24,7 +24,7 @@ static json_t *text(const char *s) {
     return json_string(plain);
 }
 
-static json_t *number(double v, int integer) {
+json_t *cmp_json_number(double v, int integer) {
     if (!isfinite(v)) {
         return json_null();
     }
@@ -54,13 +54,13 @@ static int add_figure(json_t *policy, const cmp_row *row, unsigned i) {
         at = child(at, f->path, (size_t)(dot - f->path));
         leaf = dot + 1;
     }
-    return at == NULL ? -1 : json_object_set_new(at, leaf, number(row->v[i], f->integer));
+    return at == NULL ? -1 : json_object_set_new(at, leaf, cmp_json_number(row->v[i], f->integer));
 }
 
 /* A stage's bytes, its time on the clock and among workers, and what it says it did. */
 static json_t *stage_object(const cmp_stage *s) {
     return json_pack("{s:o, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I}",
-                     "name", text(s->name), "memory_bytes", (json_int_t)s->memory_bytes,
+                     "name", cmp_json_text(s->name), "memory_bytes", (json_int_t)s->memory_bytes,
                      "peak_bytes", (json_int_t)s->peak_bytes, "payload_bytes",
                      (json_int_t)s->payload_bytes, "disk_bytes", (json_int_t)s->disk_bytes,
                      "stored_bytes", (json_int_t)s->stored_bytes, "hook_ms",
@@ -84,9 +84,9 @@ static json_t *stages_array(const cmp_row *row) {
 static json_t *policy_object(const cmp_row *row) {
     json_t *o = json_object();
     int bad = o == NULL;
-    bad |= json_object_set_new(o, "spec", text(row->spec)) != 0;
-    bad |= json_object_set_new(o, "name", text(row->name)) != 0;
-    bad |= json_object_set_new(o, "full_spec", text(row->full)) != 0;
+    bad |= json_object_set_new(o, "spec", cmp_json_text(row->spec)) != 0;
+    bad |= json_object_set_new(o, "name", cmp_json_text(row->name)) != 0;
+    bad |= json_object_set_new(o, "full_spec", cmp_json_text(row->full)) != 0;
     bad |= json_object_set_new(o, "transient", json_boolean(row->transient)) != 0;
     bad |= json_object_set_new(o, "chunk_invariant", json_boolean(!row->chunked)) != 0;
     bad |= json_object_set_new(o, "stages", stages_array(row)) != 0;
@@ -111,25 +111,24 @@ static json_t *policies_array(const cmp_job *job) {
     return list;
 }
 
-static json_t *host_object(const cmp_report *r) {
-    const cmp_machine *m = r->machine;
-    return json_pack("{s:o, s:I, s:I, s:o, s:o, s:o, s:o, s:o}", "cpu", text(m->cpu), "cores",
-                     (json_int_t)m->n_core, "threads", (json_int_t)r->model->n_threads, "level",
-                     text(r->level), "kernel", text(m->kernel), "compiler", text(m->compiler),
-                     "load", m->load < 0 ? json_null() : number(m->load, 0), "version",
-                     text(r->version));
+json_t *cmp_json_host(const cmp_machine *m, uint32_t n_threads, const char *level,
+                      const char *version) {
+    return json_pack(
+        "{s:o, s:I, s:I, s:o, s:o, s:o, s:o, s:o}", "cpu", cmp_json_text(m->cpu), "cores",
+        (json_int_t)m->n_core, "threads", (json_int_t)n_threads, "level", cmp_json_text(level),
+        "kernel", cmp_json_text(m->kernel), "compiler", cmp_json_text(m->compiler), "load",
+        m->load < 0 ? json_null() : cmp_json_number(m->load, 0), "version", cmp_json_text(version));
 }
 
-static json_t *model_object(const cmp_report *r) {
-    const kvc_model_info *i = r->model;
+json_t *cmp_json_model(const char *path, const kvc_model_info *i) {
     return json_pack("{s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
-                     "path", text(r->model_path), "name", text(i->name), "arch", text(i->arch),
-                     "weights", text(i->weights), "fingerprint", text(i->fingerprint), "file_bytes",
-                     (json_int_t)i->file_bytes, "n_param", (json_int_t)i->n_param, "n_layer",
-                     (json_int_t)i->n_layer, "n_embd", (json_int_t)i->n_embd, "n_head",
-                     (json_int_t)i->n_head, "n_head_kv", (json_int_t)i->n_head_kv, "head_dim",
-                     (json_int_t)i->head_dim, "n_vocab", (json_int_t)i->n_vocab, "n_ctx_train",
-                     (json_int_t)i->n_ctx_train);
+                     "path", cmp_json_text(path), "name", cmp_json_text(i->name), "arch",
+                     cmp_json_text(i->arch), "weights", cmp_json_text(i->weights), "fingerprint",
+                     cmp_json_text(i->fingerprint), "file_bytes", (json_int_t)i->file_bytes,
+                     "n_param", (json_int_t)i->n_param, "n_layer", (json_int_t)i->n_layer, "n_embd",
+                     (json_int_t)i->n_embd, "n_head", (json_int_t)i->n_head, "n_head_kv",
+                     (json_int_t)i->n_head_kv, "head_dim", (json_int_t)i->head_dim, "n_vocab",
+                     (json_int_t)i->n_vocab, "n_ctx_train", (json_int_t)i->n_ctx_train);
 }
 
 static json_t *settings_object(const cmp_report *r) {
@@ -138,7 +137,7 @@ static json_t *settings_object(const cmp_report *r) {
                      "tokens", (json_int_t)job->n_score, "generate", (json_int_t)job->n_greedy,
                      "speed_tokens", (json_int_t)job->n_step, "rounds", (json_int_t)job->n_round,
                      "seed", (json_int_t)r->seed, "compute", job->compute, "speed_compute", "int8",
-                     "text", text(r->text));
+                     "text", cmp_json_text(r->text));
 }
 
 /* What rounding alone does; null when the divergence pass doesn't round. */
@@ -147,16 +146,18 @@ static json_t *noise_object(const cmp_job *job) {
         return json_null();
     }
     const double *v = job->twin.v;
-    return json_pack("{s:{s:o, s:o, s:o}}", "kld", "mean", number(v[CMP_KLD_MEAN], 0), "p99",
-                     number(v[CMP_KLD_P99], 0), "max", number(v[CMP_KLD_MAX], 0));
+    return json_pack("{s:{s:o, s:o, s:o}}", "kld", "mean", cmp_json_number(v[CMP_KLD_MEAN], 0),
+                     "p99", cmp_json_number(v[CMP_KLD_P99], 0), "max",
+                     cmp_json_number(v[CMP_KLD_MAX], 0));
 }
 
 int cmp_report_json(FILE *out, const cmp_report *r) {
-    json_t *root = json_pack("{s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "schema", "kvcompare/1",
-                             "host", host_object(r), "model", model_object(r), "settings",
-                             settings_object(r), "baseline", text(r->job->baseline), "baseline_ppl",
-                             number(r->job->baseline_ppl, 0), "noise_floor", noise_object(r->job),
-                             "policies", policies_array(r->job));
+    json_t *root = json_pack(
+        "{s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "schema", "kvcompare/1", "host",
+        cmp_json_host(r->machine, r->model->n_threads, r->level, r->version), "model",
+        cmp_json_model(r->model_path, r->model), "settings", settings_object(r), "baseline",
+        cmp_json_text(r->job->baseline), "baseline_ppl", cmp_json_number(r->job->baseline_ppl, 0),
+        "noise_floor", noise_object(r->job), "policies", policies_array(r->job));
     if (root == NULL) {
         return -1;
     }

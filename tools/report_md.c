@@ -2,8 +2,6 @@
  * report_md.c: the report for documents: a Markdown table with the conditions above it. */
 #include "report.h"
 
-#include <string.h>
-
 static const struct {
     unsigned figure;
     const char *head;
@@ -28,16 +26,6 @@ static const struct {
 };
 enum { N_COLUMN = sizeof column / sizeof column[0] };
 
-/* Text of a cell: a bar would end it. */
-static void cell(FILE *out, const char *s) {
-    for (; *s != '\0'; s++) {
-        if (*s == '|') {
-            fputc('\\', out);
-        }
-        fputc(*s, out);
-    }
-}
-
 void cmp_report_md(FILE *out, const cmp_report *r) {
     const cmp_job *job = r->job;
     fprintf(out, "%s %s, %s, %u threads (%s), context %u, %u tokens scored in %s against `%s`.\n\n",
@@ -56,7 +44,7 @@ void cmp_report_md(FILE *out, const cmp_report *r) {
     for (uint32_t k = 0; k < job->n_row; k++) {
         const cmp_row *row = &job->row[k];
         fputs("| `", out);
-        cell(out, row->spec);
+        cmp_md_cell(out, row->spec);
         fprintf(out, "`%s |", cmp_note_mark(cmp_row_notes(row)));
         for (int i = 0; i < N_COLUMN; i++) {
             char buf[64];

@@ -37,34 +37,17 @@ static const column divergence[] = {
     {CMP_FIRST_DIVERGENCE, 7, "departs", "token"},
 };
 
-static void pad(FILE *out, int n) {
-    for (int i = 0; i < n; i++) {
-        fputc(' ', out);
-    }
-}
-
-static void right(FILE *out, const char *text, int width) {
-    fputc(' ', out);
-    pad(out, width - cmp_text_width(text));
-    fputs(text, out);
-}
-
-static void bold(FILE *out, int colour, const char *text, int width) {
-    fprintf(out, "%s%s%s", colour ? "\033[1m" : "", text, colour ? "\033[0m" : "");
-    pad(out, width - cmp_text_width(text));
-}
-
 static void write_head(FILE *out, const char *title, int first, const column *c, int n,
                        int colour) {
     fputc('\n', out);
-    bold(out, colour, title, first);
+    cmp_text_bold(out, colour, title, first);
     for (int i = 0; i < n; i++) {
-        right(out, c[i].head, c[i].width);
+        cmp_text_right(out, c[i].head, c[i].width);
     }
     fputc('\n', out);
-    pad(out, first);
+    cmp_text_pad(out, first);
     for (int i = 0; i < n; i++) {
-        right(out, c[i].unit, c[i].width);
+        cmp_text_right(out, c[i].unit, c[i].width);
     }
     fputc('\n', out);
 }
@@ -85,10 +68,10 @@ static void write_block(FILE *out, const cmp_report *r, const char *title, const
             fputc('\n', out);
             used = 0;
         }
-        pad(out, first - used);
+        cmp_text_pad(out, first - used);
         for (int i = 0; i < n; i++) {
             char buf[64];
-            right(out, cmp_figure_human(row, c[i].figure, buf, sizeof buf), c[i].width);
+            cmp_text_right(out, cmp_figure_human(row, c[i].figure, buf, sizeof buf), c[i].width);
         }
         fputc('\n', out);
     }
@@ -97,7 +80,7 @@ static void write_block(FILE *out, const cmp_report *r, const char *title, const
 static void write_title(FILE *out, const cmp_report *r, int colour) {
     char line[1024];
     const cmp_job *job = r->job;
-    bold(out, colour, "kvcompare", 0);
+    cmp_text_bold(out, colour, "kvcompare", 0);
     fputc('\n', out);
     snprintf(line, sizeof line, "%.80s (%s, %s, %.1f MiB)",
              r->model->name[0] != '\0' ? r->model->name : r->model_path, r->model->arch,

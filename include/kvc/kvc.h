@@ -65,8 +65,8 @@ KVC_API const char *kvc_status_name(int32_t status);
 KVC_API const char *kvc_status_text(int32_t status);
 /** KVC_VERSION_STRING of the library that runs. Static. */
 KVC_API const char *kvc_version(void);
-/** The kernel level in use on this machine: "scalar" or "avx512"; the environment variable KVC_CPU
- * forces one. */
+/** The kernel level in use on this machine: "scalar", "avx2" or "avx512"; the environment variable
+ * KVC_CPU forces one that the machine has. */
 KVC_API const char *kvc_cpu_level(void);
 
 /* ---------------------------------------------------------------- params */
@@ -150,6 +150,11 @@ typedef struct kvc_model_info {
     const char *weights;     /**< the most frequent weight type by bytes of the layers, "Q4_1" */
     const char *fingerprint; /**< 32 hexadecimal digits over header, tensor table and samples of the
                                 weights */
+    uint64_t read_bytes; /**< bytes of the file that decoding one token reads: the layers' weights,
+                            the norms, the head (once, also when it is the token table too) and one
+                            row of a token table of its own */
+    uint64_t n_mac;      /**< multiply-adds of one token in the layers' products; the head and
+                            attention are not counted */
 } kvc_model_info;
 
 /** Opens a GGUF file. params may be NULL. On failure *out is NULL and the sentence is on params.

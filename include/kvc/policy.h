@@ -57,8 +57,8 @@
 extern "C" {
 #endif
 
-#define KVC_POLICY_ABI     1u /**< what this header describes */
-#define KVC_POLICY_ABI_MIN 1u /**< the oldest ABI that a host built with this header accepts */
+#define KVC_POLICY_ABI     2u /**< what this header describes */
+#define KVC_POLICY_ABI_MIN 2u /**< the oldest ABI that a host built with this header accepts */
 
 #define KVC_PAGE       64u        /**< entries of a page */
 #define KVC_ALL        UINT32_MAX /**< every head of a layer, where a head is asked for */
@@ -113,19 +113,42 @@ typedef struct kvc_shape {
 /** A parameter's value, one per row of the policy's parameter table, in its order; defaults are
  * filled in. This union never grows. */
 typedef union kvc_value {
-    int64_t i;     /**< INT, SIZE (bytes), BOOL (0 or 1), ENUM (index into the row's choices) */
+    int64_t i;     /**< INT, SIZE (bytes), BOOL (0 or 1), ENUM (index into the row's choices),
+                      BUDGET (KVC_BUDGET()) */
     double f;      /**< FLOAT */
     const char *s; /**< STRING; valid until create() returns */
 } kvc_value;
 
+/** Units of a budget. */
+enum {
+    KVC_BUDGET_TOKENS = 1, /**< entries of each lane, 1 to INT32_MAX */
+    KVC_BUDGET_SHARE = 2,  /**< millionths of n_ctx, 1 to KVC_BUDGET_WHOLE */
+    KVC_BUDGET_BYTES = 3   /**< bytes of the sealed entries of all lanes together */
+};
+
+#define KVC_BUDGET_WHOLE INT64_C(1000000) /**< the amount that is all of n_ctx */
+/** A budget as kvc_value.i and kvc_plan.budget hold it: the unit in the high bits, the amount in
+ * the low 60. Never 0, which stands for none. */
+#define KVC_BUDGET(unit, amount) ((int64_t)(unit) << 60 | (int64_t)(amount))
+/** A whole number of percent of n_ctx as a budget; for defaults. */
+#define KVC_BUDGET_PERCENT(percent)                                                                \
+    KVC_BUDGET(KVC_BUDGET_SHARE, (percent) * (KVC_BUDGET_WHOLE / 100))
+/** The unit of a budget: KVC_BUDGET_TOKENS, … */
+#define kvc_budget_unit(budget) ((uint32_t)((uint64_t)(budget) >> 60))
+/** The amount of a budget. */
+#define kvc_budget_amount(budget) ((int64_t)(budget) & ((INT64_C(1) << 60) - 1))
+
 /** Parameter types. */
 enum {
-    KVC_PARAM_INT = 1,   /**< a decimal integer; K, M, G (powers of 1024) may follow */
-    KVC_PARAM_FLOAT = 2, /**< a decimal number */
-    KVC_PARAM_BOOL = 3,  /**< on, off, true, false, yes, no, 1, 0 */
-    KVC_PARAM_ENUM = 4,  /**< one of the row's choices */
-    KVC_PARAM_SIZE = 5,  /**< bytes: an integer, with K, M, G and an optional B or iB */
-    KVC_PARAM_STRING = 6 /**< text without ':', '+' and ',' */
+    KVC_PARAM_INT = 1,    /**< a decimal integer; K, M, G (powers of 1024) may follow */
+    KVC_PARAM_FLOAT = 2,  /**< a decimal number */
+    KVC_PARAM_BOOL = 3,   /**< on, off, true, false, yes, no, 1, 0 */
+    KVC_PARAM_ENUM = 4,   /**< one of the row's choices */
+    KVC_PARAM_SIZE = 5,   /**< bytes: an integer, with K, M, G and an optional B or iB */
+    KVC_PARAM_STRING = 6, /**< text without ':', '+' and ',' */
+    KVC_PARAM_BUDGET = 7  /**< how much is kept: tokens per lane (512, 2K), a share of n_ctx (25%,
+                             12.5%; up to 100%, at most four decimals), or bytes of the whole
+                             session's sealed payload, always with a B (8MiB, 8MB) */
 };
 
 /** One row of the parameter table. The host parses and checks; the policy receives typed values.
@@ -480,6 +503,16 @@ typedef struct kvc_plan {
                                possible and 8 MiB; KVC_HOT_LEAST: no more than that. The host
                                refuses what is below the least. What forks add to the instance
                                that they share comes on top */
+    int64_t budget; /**< most that the stage will keep, as a parameter of the type KVC_PARAM_BUDGET
+                       holds it; 0: no budget. Only with KVC_PLAN_EVICTS. When the plans are merged,
+                       and formats known, the host resolves it to entries per lane, which
+                       kvc_host_store.budget() tells: bytes are divided by the packed bytes of one
+                       entry of every lane. That the stage keeps to it is its own affair: with the
+                       usual quantum a tick leaves at most KVC_PAGE entries fewer, for the page to
+                       come */
+    uint32_t budget_least; /**< fewest entries per lane that the stage can work with: a budget that
+                              comes to fewer is refused, with the least in its own unit */
+    uint32_t pad;          /**< 0 */
 } kvc_plan;
 
 /** Bytes to or from a file or another instance. Either function returns KVC_OK or a negative
@@ -600,7 +633,7 @@ const kvc_policy *kvc_policy_entry(uint32_t host_abi, uint32_t index);
 /* ---------------------------------------------------------------- extensions of the host */
 
 #define KVC_HOST_STORE "kvc.host.store/1" /**< id of kvc_host_store */
-#define KVC_HOST_MATH  "kvc.host.math/1"  /**< id of kvc_host_math */
+#define KVC_HOST_MATH  "kvc.host.math/2"  /**< id of kvc_host_math */
 #define KVC_HOST_FILE  "kvc.host.file/1"  /**< id of kvc_host_file */
 
 /** Columns that the engine fills; a policy's own are 0 to n_column - 1. */
@@ -645,43 +678,108 @@ typedef struct kvc_host_store {
      * out[KVC_PAGE]; returns their number, 0 for a page that was freed, or KVC_E_RANGE. For
      * select() of a stage that evicts too, whose pages don't keep their positions. */
     int32_t (*page)(void *ctx, uint32_t layer, uint32_t head, uint32_t page, int32_t *out);
+    /** The stage's own budget in entries per lane; 0: it has none, or the plans aren't merged yet.
+     * Constant from then on. [any] */
+    uint32_t (*budget)(void *ctx);
+    /** Adds to out[count(layer, head)] how much some queries of a lane attend to its live entries:
+     * attention probabilities, exact to the last bit as the engine computes them, over the entries
+     * that each query sees (at or before its position, visible(), the layer's own window; no
+     * select()), with the pages as they are held now. Summed over the queries in their order and
+     * the lane's query heads. Of queries it reads layer, head, n, pos and q with q_stride, as
+     * append() gives them with KVC_OBSERVE_QUERIES; any number of any positions, also of rows that
+     * are kept from earlier. KVC_E_UNSUPPORTED with KVC_POSITIONS_CACHE and a gap. Takes memory
+     * while it runs (4 bytes for each row of q and entry, 4 MiB unless one query needs more): for a
+     * tick, not for every token. [decode], and [worker] in the lane */
+    int32_t (*mass)(void *ctx, const kvc_rows *queries, float *out);
 } kvc_host_store;
 
-/** The engine's own kernels for packed pages, at the speed of the machine and bit-equal at every
- * level. `ctx` is host->ctx. i8: 64 rows as int8 with one f16 scale per row (absolute maximum /
- * 127). Keys are interleaved for dot products, so packed bytes are opaque; a row can be moved
- * exactly. dim is a multiple of 4, at most 1024. [any] */
+/** Flags of a packing. */
+enum {
+    KVC_PACK_ZERO = 1u << 0 /**< codes count up from a minimum that stands beside each scale;
+                               without it they lie around 0 */
+};
+
+/** How KVC_PAGE rows of numbers, the keys or the values of a page, are packed to integers (codes)
+ * that share scales in groups. x is rounded to the nearest of the numbers that a group has:
+ *
+ * - bits 8: code × scale, code -127 to 127, scale = the group's largest magnitude / 127;
+ * - bits 4 or 2 with KVC_PACK_ZERO: min + code × scale, code 0 to 2^bits - 1, min = the group's
+ *   least number, scale = (its largest - min) / (2^bits - 1);
+ * - bits 4 or 2 without: (code - 2^(bits-1)) × scale, code as before, scale such that the number of
+ *   the largest magnitude has code 0, so that its sign chooses the scale's.
+ *
+ * Scales and minima are stored as binary16, and codes rounded by what is stored. Under 4 and 2 bits
+ * a number beyond ±65504 counts as that and NaN as the least of them, so all that is unpacked is
+ * finite; under 8 bits a row that isn't stays so.
+ *
+ * Groups, of which the host takes these (check() tells; later hosts may take more):
+ *
+ * | bits | group_dim | group_entry | a scale per | flags |
+ * |---|---|---|---|---|
+ * | 8 | 0 | 1 | row | none |
+ * | 4, 2 | 0 | 1 | row | any |
+ * | 4, 2 | a multiple of 16 | 1 | that many elements of a row; a row's last group may be shorter |
+ * any | | 4, 2 | 1 | 32 or 64 | element of that many rows: a channel of entries 0 to 31, of 32 to
+ * 63 | any |
+ *
+ * With group_entry 1 a row can be moved. */
+typedef struct kvc_packing {
+    uint32_t struct_size; /**< sizeof in the policy */
+    uint32_t dim;         /**< elements of a row: a multiple of 4, at most 1024 */
+    uint32_t bits;        /**< of a code: 8, 4 or 2 */
+    uint32_t group_dim; /**< elements side by side in a row that share a scale; 0: the row's all */
+    uint32_t group_entry; /**< rows that share a scale */
+    uint32_t flags;       /**< KVC_PACK_… */
+} kvc_packing;
+
+/** The engine's own kernels, at the speed of the machine and bit-equal at every level: for packed
+ * pages, and for a choice among scores. `ctx` is host->ctx. A policy describes its keys and its
+ * values by a kvc_packing each, asks check() in create(), and gives page_bytes() as the sum of the
+ * two halves' bytes(); all else takes a packing that check() took. Packed bytes begin at a multiple
+ * of 64 and are opaque: keys are interleaved for dot products, values lie in rows. [any] */
 typedef struct kvc_host_math {
     uint32_t struct_size; /**< sizeof in the host */
     uint32_t pad;         /**< 0 */
-    /** Bytes of KVC_PAGE packed rows: KVC_PAGE × (2 + dim), a multiple of 64. */
-    size_t (*i8_bytes)(void *ctx, uint32_t dim);
-    /** Packs KVC_PAGE rows of dim floats, stride floats apart, as keys. */
-    void (*i8_pack_k)(void *ctx, const float *rows, uint32_t stride, uint32_t dim, void *dst);
+    /** KVC_OK, or KVC_E_UNSUPPORTED and the reason recorded as by host->fail(). */
+    int32_t (*check)(void *ctx, const kvc_packing *p);
+    /** Bytes of KVC_PAGE packed rows, keys or values: a multiple of 64. KVC_PAGE / 8 × bits × dim,
+     * 2 for each scale and for each minimum, and what rounds the row to 4 bytes and both to 64. */
+    size_t (*bytes)(void *ctx, const kvc_packing *p);
+    /** Packs KVC_PAGE rows of dim floats, stride floats apart, as keys into dst[bytes()]. */
+    void (*pack_k)(void *ctx, const kvc_packing *p, const float *rows, uint32_t stride, void *dst);
     /** Packs as values. */
-    void (*i8_pack_v)(void *ctx, const float *rows, uint32_t stride, uint32_t dim, void *dst);
+    void (*pack_v)(void *ctx, const kvc_packing *p, const float *rows, uint32_t stride, void *dst);
     /** Unpacks keys to out[KVC_PAGE, dim]. */
-    void (*i8_unpack_k)(void *ctx, const void *src, uint32_t dim, float *out);
+    void (*unpack_k)(void *ctx, const kvc_packing *p, const void *src, float *out);
     /** Unpacks values to out[KVC_PAGE, dim]. */
-    void (*i8_unpack_v)(void *ctx, const void *src, uint32_t dim, float *out);
-    /** s[n_q, KVC_PAGE] = q[n_q, dim] · keys. Under KVC_COMPUTE_INT8 the query is rounded to int8
-     * in front. */
-    void (*i8_score)(void *ctx, const void *src, uint32_t dim, const float *q, uint32_t n_q,
-                     float *s);
-    /** acc[n_q, dim] += p[n_q, KVC_PAGE] · values. */
-    void (*i8_mix)(void *ctx, const void *src, uint32_t dim, const float *p, uint32_t n_q,
-                   float *acc);
-    /** Copies packed key row `from` of src to row `to` of dst. */
-    void (*i8_move_k)(void *ctx, uint32_t dim, void *dst, uint32_t to, const void *src,
-                      uint32_t from);
+    void (*unpack_v)(void *ctx, const kvc_packing *p, const void *src, float *out);
+    /** s[n_q, KVC_PAGE] = q[n_q, dim] · keys. Scales per row are applied to sums of query × code,
+     * scales per channel to the query in front. Under KVC_COMPUTE_INT8 the query may be rounded to
+     * int8 in front; under KVC_COMPUTE_F32 it stays float and codes are widened exactly. */
+    void (*score)(void *ctx, const kvc_packing *p, const void *src, const float *q, uint32_t n_q,
+                  float *s);
+    /** acc[n_q, dim] += w[n_q, KVC_PAGE] · values, entries ascending. */
+    void (*mix)(void *ctx, const kvc_packing *p, const void *src, const float *w, uint32_t n_q,
+                float *acc);
+    /** Copies packed key row `from` of src to row `to` of dst, exactly; they may be one page. For
+     * group_entry 1 alone. */
+    void (*move_k)(void *ctx, const kvc_packing *p, void *dst, uint32_t to, const void *src,
+                   uint32_t from);
     /** Copies a packed value row. */
-    void (*i8_move_v)(void *ctx, uint32_t dim, void *dst, uint32_t to, const void *src,
-                      uint32_t from);
-    /** Fills the two fields (scales, elements) of packed keys that begin at byte `offset` of a
-     * page. */
-    void (*i8_fields_k)(void *ctx, uint32_t dim, uint32_t offset, kvc_field *out);
+    void (*move_v)(void *ctx, const kvc_packing *p, void *dst, uint32_t to, const void *src,
+                   uint32_t from);
+    /** Writes the fields of packed keys that begin at byte `offset` of a page, at most 2, and
+     * returns their number: scales per row, minima per row, codes of 8 bits. What is none of these
+     * is opaque. */
+    uint32_t (*fields_k)(void *ctx, const kvc_packing *p, uint32_t offset, kvc_field *out);
     /** The same for packed values. */
-    void (*i8_fields_v)(void *ctx, uint32_t dim, uint32_t offset, kvc_field *out);
+    uint32_t (*fields_v)(void *ctx, const kvc_packing *p, uint32_t offset, kvc_field *out);
+    /** Chooses what scores most: writes the numbers of the n_top largest of score[n] to index,
+     * ascending as kvc_host_store.keep() wants them, and returns how many they are: n_top, or n if
+     * that is less. Of equal ones the later are taken; -0 equals 0; NaN is less than all numbers.
+     * index has room for what is returned; it may be score itself, which else stays as it is. Takes
+     * no memory. */
+    uint32_t (*top)(void *ctx, const float *score, uint32_t n, uint32_t n_top, uint32_t *index);
 } kvc_host_math;
 
 /** A scratch file of the host. Opaque. */

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: MIT
-# Breaks that broken.c knows, and of tiers broken_tier.c: each becomes b_<case>.so, compiled with -DBROKEN_<CASE>.
+# Breaks that broken.c knows, of tiers broken_tier.c, and such that show late broken_deep.c: each becomes
+# b_<case>.so, compiled with -DBROKEN_<CASE>. What kvcheck finds in each stands in tests/cli/kvcheck.sh.
 set(KVC_BROKEN_CASES
     abi_min abi_new abi_old append_fails begin_fails begin_high
     begin_negative begin_nomem codec_decode codec_encode codec_move codec_page0
     codec_nan codec_page_bytes codec_page_huge codec_size create_code create_fails create_mute
     create_nomem decode_fails encode_fails end_fails endless keep_in_begin
+    deep_accepts deep_bounded deep_chunks deep_code deep_constructor deep_crashes
+    deep_entries deep_exits deep_exports deep_fork deep_global deep_links deep_load
+    deep_lossless deep_lost deep_malloc deep_mute deep_nomem deep_overrun deep_pair deep_prints
+    deep_repeat deep_shapes deep_size deep_sound deep_threads deep_truncate
     hangs keep_order keep_range keep_unsaid leaks name_bad name_long name_null
     name_other no_api no_create no_summary no_symbol nothing
     null_table page_end_fails param_bool param_choice param_choice_def param_choice_null

@@ -72,11 +72,13 @@ usage() {
 listing() {
     code 0 --list
     grep -q '^window ' "$tmp/out" || bad 'no window in --list'
+    grep -q 'budget=25% (budget; tokens per lane, a share' "$tmp/out" || bad 'no budget in --list'
     code 0 --list=json
     holds 'r["schema"] == "kvcompare-list/1"'
     holds '{"none", "full", "window", "quant8"} <= {x["name"] for x in p}'
     holds 'all(x["abi"] >= 1 and x["file"] and x["version"] and x["summary"] for x in p if not x["broken"])'
     holds '[q for x in p if x["name"] == "full" for q in x["params"]][0]["choices"] == ["f16", "f32", "bf16"]'
+    holds '[(q["type"], q["default"], q["min"]) for x in p if x["name"] == "h2o" for q in x["params"]][0] == ("budget", "25%", None)'
     mkdir "$tmp/policies"
     echo 'no library' >"$tmp/policies/bad.so"
     KVC_POLICY_PATH=$tmp/policies code 0 --list=json

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT
  * fuzz_codec.c: sealed pages of any bytes, in any format and of any dims: decode, score, mix, move,
- * and encode of any numbers. Every kernel level gives the same bits. The input: dims, format, way
- * to compute, then bytes that are repeated over pages and operands. */
+ * and encode of any numbers. Every kernel level gives the same bits. The input: format
+ * (bits 0, 1 and 4) and way to compute (bit 2), dims, then bytes that are repeated over pages and
+ * operands. */
 #include "codec.h"
+#include "cpu.h"
 #include "fuzz.h"
 #include "params.h"
 #include "stack.h"
@@ -10,8 +12,9 @@
 
 enum { N_Q = 3 };
 
-static const char *const specs[] = {"full:type=f32", "full:type=f16", "full:type=bf16", "quant8"};
-#define N_SPEC (sizeof specs / sizeof *specs)
+static const char *const specs[] = {"full:type=f32", "full:type=f16",  "full:type=bf16",
+                                    "quant8",        "quant4",         "kivi",
+                                    "kivi:bits=2",   "quant4:group=16"};
 
 /* What calls on one page gave, all in one block. */
 struct results {
@@ -125,24 +128,24 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
                                    .dim_k = 4 * (1 + fuzz_u8(&in) % 33),
                                    .dim_v = 4 * (1 + fuzz_u8(&in) % 33),
                                    .scale = 1};
-    const char *spec = specs[how % N_SPEC];
-    struct results r[2] = {{0}, {0}};
+    const char *spec = specs[how % 4 + how / 16 % 2 * 4];
+    struct results r[KVC__LEVEL_AVX512 + 1] = {{0}};
     size_t page_bytes = 0;
     uint32_t n = 0;
     kvc__mem mem;
     kvc__mem_init(&mem, NULL, NULL);
-    for (int level = 0; level <= 2; level += 2) {
+    for (int level = 0; level <= KVC__LEVEL_AVX512; level++) {
         const kvc__kern *kern = kvc__kern_level(level);
         kvc__stack st = {0};
-        if (kern != NULL && make_stack(&mem, kern, spec, &layer, how / N_SPEC % 2, &st)) {
+        if (kern != NULL && make_stack(&mem, kern, spec, &layer, how / 4 % 2, &st)) {
             page_bytes = st.shape[0].page_bytes;
             results_make(&r[n], &st.shape[0]);
             run_codec(&st, &in, &r[n++]);
             kvc__stack_destroy(&st);
         }
     }
-    if (n == 2) {
-        compare(&r[0], &r[1], page_bytes, spec);
+    for (uint32_t i = 1; i < n; i++) {
+        compare(&r[0], &r[i], page_bytes, spec);
     }
     for (uint32_t i = 0; i < n; i++) {
         free(r[i].block);

@@ -19,6 +19,7 @@ static const kvc_param rows[] = {
     {ROW(ENUM, "colour"), .choice = colours, .def.i = 1},
     {ROW(SIZE, "bytes"), .def.i = 4096, .min.i = 0, .max.i = INT64_MAX},
     {ROW(STRING, "text"), .def.s = "some"},
+    {ROW(BUDGET, "budget"), .def.i = KVC_BUDGET_PERCENT(25)},
 };
 #define N_ROW (sizeof rows / sizeof *rows)
 

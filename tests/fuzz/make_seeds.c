@@ -348,10 +348,19 @@ static void make_sessions(void) {
     (void)make_session("pages", "t_pages:pages=1", 67);
     (void)make_session("tier", "quant8+t_tier", 150);
     (void)make_session("none", "none", 9);
+    (void)make_session("h2o", "h2o:budget=80", 150);
     kvc_session *s = tiny_session(tiny_model(16), "full", 256, KVC_COMPUTE_INT8);
     feed(s, 1, 100);
     fuzz_check(kvc_session_truncate(s, 66) == KVC_OK, "truncate", kvc_session_error(s));
     (void)save_session(s, "full-gone-back");
+    kvc_session_close(s);
+    /* In the midst of a prompt this one has a state of its own. */
+    s = tiny_session(tiny_model(16), "snapkv:budget=40:window=9", 192, KVC_COMPUTE_F32);
+    feed(s, 3, 70);
+    const int32_t token[10] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
+    kvc_run run = {.struct_size = sizeof run, .session = s, .token = token, .n_token = 10};
+    fuzz_check(kvc_decode(&run, 1, sizeof run) == KVC_OK, "decode", kvc_session_error(s));
+    (void)save_session(s, "snapkv-in-a-prompt");
     kvc_session_close(s);
     make_damaged_sessions();
     make_many_pages();
@@ -442,11 +451,11 @@ static void make_codecs(void) {
     uint8_t in[80] = {0};
     char name[32];
     uint64_t state = 5;
-    for (uint32_t i = 0; i < 16; i++) {
+    for (uint32_t i = 0; i < 32; i++) {
         const uint8_t head[] = {(uint8_t)i, (uint8_t)(i * 5), (uint8_t)(32 - i)};
         memcpy(in, head, sizeof head);
         for (size_t j = 3; j < sizeof in; j++) {
-            in[j] = i < 8 ? (uint8_t)next_random(&state) : (uint8_t)(0x7f + j % 3 * 0x40);
+            in[j] = i % 16 < 8 ? (uint8_t)next_random(&state) : (uint8_t)(0x7f + j % 3 * 0x40);
         }
         snprintf(name, sizeof name, "format-%02u", (unsigned)i);
         save("fuzz_codec", name, in, sizeof in);

@@ -32,7 +32,11 @@ const char *const tiny_stack[] = {"",
                                   "t_pages:pages=2+quant8",
                                   "t_tier:lose=5",
                                   "window:size=70:sinks=3+quant8+t_tier:unpack=on",
-                                  "t_mass:budget=40+quant8+t_tier"};
+                                  "t_mass:budget=40+quant8+t_tier",
+                                  "h2o:budget=80:age=on",
+                                  "tova:budget=90+quant8",
+                                  "snapkv:budget=40:window=9",
+                                  "snapkv:budget=10%:window=20:pyramid=2+quant8+t_tier"};
 const uint32_t tiny_n_stack = sizeof tiny_stack / sizeof *tiny_stack;
 
 /* ---------------------------------------------------------------- the file */
@@ -170,7 +174,11 @@ void tiny_put_model(bytes *b, const tiny_shape *s) {
 
 /* ---------------------------------------------------------------- params */
 
-#define POLICIES(X)   X(none) X(full) X(window) X(quant8) X(t_mass) X(t_codec) X(t_pages) X(t_tier)
+#define POLICIES(X)                                                                                \
+    X(none)                                                                                        \
+    X(full)                                                                                        \
+    X(window) X(h2o) X(tova) X(snapkv) X(quant8) X(quant4) X(kivi) X(t_mass) X(t_codec) X(t_pages) \
+        X(t_tier)
 #define DECLARE(name) const kvc_policy *fuzz_entry_##name(uint32_t host_abi, uint32_t index);
 POLICIES(DECLARE)
 

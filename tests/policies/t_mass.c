@@ -4,8 +4,6 @@
  * own. It is a plain form of the idea of Zhang et al., "H2O", arXiv:2306.14048. */
 #include <kvc/policy.h>
 
-#include <math.h>
-
 enum { RECENT = 32 };
 
 static const kvc_param params[] = {{
@@ -22,6 +20,7 @@ static const kvc_param params[] = {{
 typedef struct t_mass {
     const kvc_host *host;
     const kvc_host_store *store;
+    const kvc_host_math *math;
     uint32_t budget, n_layer, n_ctx;
     uint64_t n_evicted;
     uint32_t *n_head; /* [n_layer] KV heads */
@@ -36,8 +35,11 @@ static void *array(const kvc_host *host, size_t n, size_t size) {
 static int32_t create(const kvc_host *host, const kvc_shape *shape, const kvc_value *value,
                       kvc_plan *plan, void **self) {
     const kvc_host_store *store = host->extension(host->ctx, KVC_HOST_STORE);
-    if (store == NULL || store->struct_size < sizeof *store) {
-        return host->fail(host->ctx, KVC_E_UNSUPPORTED, "this host lacks " KVC_HOST_STORE);
+    const kvc_host_math *math = host->extension(host->ctx, KVC_HOST_MATH);
+    if (store == NULL || store->struct_size < sizeof *store || math == NULL ||
+        math->struct_size < sizeof *math) {
+        return host->fail(host->ctx, KVC_E_UNSUPPORTED,
+                          "this host lacks " KVC_HOST_STORE " or " KVC_HOST_MATH);
     }
     t_mass *m = array(host, 1, sizeof *m);
     if (m == NULL) {
@@ -46,6 +48,7 @@ static int32_t create(const kvc_host *host, const kvc_shape *shape, const kvc_va
     *self = m;
     m->host = host;
     m->store = store;
+    m->math = math;
     m->budget = (uint32_t)value[0].i;
     m->n_layer = shape->n_layer;
     m->n_ctx = shape->n_ctx;
@@ -73,25 +76,6 @@ static void destroy(void *self) {
     host->realloc(host->ctx, m, sizeof *m, 0, 64);
 }
 
-/* Numbers of the entries to keep into index[]: all of n but the n_drop of least mass among the
- * older ones; of equal masses the oldest goes. The few that go are looked for one by one. */
-static uint32_t choose(t_mass *m, uint32_t n, uint32_t n_drop) {
-    uint32_t n_keep = 0, n_old = n - RECENT;
-    for (uint32_t d = 0; d < n_drop; d++) {
-        uint32_t least = 0;
-        for (uint32_t i = 1; i < n_old; i++) {
-            least = m->mass[i] < m->mass[least] ? i : least;
-        }
-        m->mass[least] = INFINITY;
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        if (i >= n_old || m->mass[i] < INFINITY) {
-            m->index[n_keep++] = i;
-        }
-    }
-    return n_keep;
-}
-
 static int32_t page_end(void *self, const kvc_step *step, uint32_t layer) {
     (void)step;
     t_mass *m = self;
@@ -105,7 +89,10 @@ static int32_t page_end(void *self, const kvc_step *step, uint32_t layer) {
         if (rc < 0) {
             return rc;
         }
-        uint32_t n_keep = choose(m, n, n - RECENT - m->budget);
+        uint32_t n_keep = m->math->top(ctx, m->mass, n - RECENT, m->budget, m->index);
+        for (uint32_t i = n - RECENT; i < n; i++) {
+            m->index[n_keep++] = i;
+        }
         rc = m->store->keep(ctx, layer, head, m->index, n_keep);
         if (rc < 0) {
             return rc;

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: MIT
+ * check_list.c: the tests of kvcheck, in the order in which they run. A group begins with the test
+ * that the others of the group and those after it rest on. */
+#include "check_tests.h"
+
+const chk_test chk_tests[] = {
+    {"file", "elf", "a shared object for this machine", chk_file_elf},
+    {"file", "symbols", "exports kvc_policy_entry alone", chk_file_symbols},
+    {"file", "needed", "links no part of kvc", chk_file_needed},
+    {"file", "constructors", "runs nothing when it is loaded", chk_file_constructors},
+    {"file", "undefined", "calls nothing that it must not", chk_file_undefined},
+    {"file", "load", "can be loaded by its path", chk_file_load},
+    {"file", "table", "tables, names and parameters are sound", chk_file_table},
+    {"parameters", "default", "opens and runs with its defaults", chk_params_default},
+    {"parameters", "least", "each parameter at its least, and all", chk_params_least},
+    {"parameters", "most", "each parameter at its most, and all", chk_params_most},
+    {"parameters", "random", "200 sets open or are refused properly", chk_params_random},
+    {"parameters", "absurd", "values out of range are refused", chk_params_absurd},
+    {"meaning", "runs", "the same text twice gives the same", chk_meaning_runs},
+    {"meaning", "shapes", "heads of many sizes, in many groups", chk_meaning_shapes},
+    {"meaning", "chunks", "a prompt cut into 1, 7, 64, 100 tokens", chk_meaning_chunks},
+    {"meaning", "threads", "1, 2 and 3 threads", chk_meaning_threads},
+    {"meaning", "company", "other sessions in the same calls", chk_meaning_company},
+    {"meaning", "lossless", "equals plain floats, if it claims so", chk_meaning_lossless},
+    {"meaning", "truncate", "back to many positions, and on", chk_meaning_truncate},
+    {"meaning", "clear", "the same text again after clearing", chk_meaning_clear},
+    {"meaning", "full", "exactly n_ctx tokens, and one more", chk_meaning_full},
+    {"meaning", "divergence", "how far it moves the output", chk_meaning_divergence},
+    {"inside", "positions", "positions ascend, what is gone stays so", chk_inside_positions},
+    {"inside", "entries", "entries read as they were appended", chk_inside_entries},
+    {"inside", "count", "the session counts what the store holds", chk_inside_count},
+    {"inside", "bounded", "stops growing, if its plan says so", chk_inside_bounded},
+    {"memory", "balance", "gives back all that it took", chk_memory_balance},
+    {"memory", "failures", "each allocation fails once", chk_memory_failures},
+    {"memory", "outside", "leaks nothing that the host can't see", chk_memory_outside},
+    {"isolation", "interleaved", "two sessions, turn by turn", chk_isolation_interleaved},
+    {"isolation", "threads", "two sessions on two models at once", chk_isolation_threads},
+    {"state", "fork", "a fork goes on as its original", chk_state_fork},
+    {"state", "save", "goes on after a load, saves the same", chk_state_save},
+    {"state", "damaged", "damaged files are refused", chk_state_damaged},
+    {"state", "hostile", "load() survives any bytes", chk_state_hostile},
+    {"speed", "attention", "time per token and per live entry", chk_speed_attention},
+    {0}};

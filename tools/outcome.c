@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: MIT
+ * outcome.c: how a tool ends. Ctrl-C and the progress line are the reasons why nobody else prints.
+ */
+#include "outcome.h"
+
+#include "interrupt.h"
+#include "progress.h"
+#include "report.h"
+
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+int cmp_complain(int code, const char *format, ...) {
+    cmp_progress_end();
+    if (cmp_interrupted()) {
+        return CMP_EXIT_INTERRUPTED;
+    }
+    va_list args;
+    va_start(args, format);
+    fputs("kvcompare: ", stderr);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+    return code;
+}
+
+int cmp_exit_code(int32_t status) {
+    switch (status) {
+    case KVC_E_SPEC:
+    case KVC_E_PARAM:
+    case KVC_E_NOT_FOUND:
+    case KVC_E_CONFLICT:
+        return CMP_EXIT_USAGE;
+    default:
+        return status <= KVC_E_LOAD_FILE && status >= KVC_E_LOAD_REQUIRES ? CMP_EXIT_USAGE
+                                                                          : CMP_EXIT_FAILED;
+    }
+}
+
+void cmp_log(void *user, uint32_t level, const char *text) {
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static char seen[16][256];
+    static size_t n_seen;
+    const int *notes = user;
+    if (level < KVC_LOG_WARN && *notes == 0) {
+        return;
+    }
+    pthread_mutex_lock(&lock);
+    bool known = false;
+    for (size_t i = 0; i < n_seen; i++) {
+        known |= strncmp(seen[i], text, sizeof seen[i] - 1) == 0;
+    }
+    if (!known) {
+        if (n_seen < sizeof seen / sizeof *seen) {
+            snprintf(seen[n_seen++], sizeof *seen, "%s", text);
+        }
+        cmp_progress_end();
+        fprintf(stderr, "kvcompare: %s: %s\n", level < KVC_LOG_WARN ? "note" : "warning", text);
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+int cmp_put(FILE *stream, cmp_bytes *text, int failed, const char *path) {
+    char why[1024];
+    failed |= ferror(stream) != 0;
+    failed |= fclose(stream) != 0;
+    int code = 0;
+    if (failed) {
+        code = cmp_complain(CMP_EXIT_FAILED, "out of memory for the report");
+    } else if (cmp_report_put(text->p, text->n, path, why, sizeof why) != 0) {
+        code = cmp_complain(CMP_EXIT_FAILED, "%s", why);
+    }
+    free(text->p);
+    return code;
+}
