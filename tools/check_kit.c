@@ -294,8 +294,12 @@ bool chk_alone(chk *c, kvc_model *model, const char *spec, const char *compute, 
     return good;
 }
 
+void *chk_take(size_t n, size_t size) {
+    return must(calloc(n, size));
+}
+
 float *chk_rows(uint32_t n) {
-    return must(calloc(n, CHK_N_VOCAB * sizeof(float)));
+    return chk_take(n, CHK_N_VOCAB * sizeof(float));
 }
 
 /* ---------------------------------------------------------------- comparing */

@@ -69,6 +69,8 @@ bool chk_alone(chk *c, kvc_model *model, const char *spec, const char *compute, 
                const int32_t *token, chk_way way, float *out);
 /** Computes n tokens without logits. */
 bool chk_prefill(chk *c, kvc_session *s, const int32_t *token, uint32_t n, uint32_t chunk);
+/** n zeroed elements of size bytes; never NULL. */
+void *chk_take(size_t n, size_t size);
 /** Rows of logits; never NULL. */
 float *chk_rows(uint32_t n);
 

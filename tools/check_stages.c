@@ -19,6 +19,17 @@ static struct {
     uint64_t damage; /* 0: none */
 } shim;
 
+chk_codec chk_shim_codec;
+
+/* Copies what this host knows of a codec's table. */
+static void keep_codec(const kvc_codec *theirs, void *self) {
+    chk_shim_codec = (chk_codec){.self = self};
+    if (theirs != NULL && theirs->struct_size >= 2 * sizeof(uint32_t)) {
+        const size_t n = theirs->struct_size;
+        memcpy(&chk_shim_codec.api, theirs, n < sizeof *theirs ? n : sizeof *theirs);
+    }
+}
+
 static int32_t shim_create(const kvc_host *host, const kvc_shape *shape, const kvc_value *value,
                            kvc_plan *plan, void **self) {
     const int32_t rc = shim.c->api.create(host, shape, value, plan, self);
@@ -26,6 +37,7 @@ static int32_t shim_create(const kvc_host *host, const kvc_shape *shape, const k
         if (shim.cold && plan->tier != NULL) {
             plan->hot_bytes = KVC_HOT_LEAST;
         }
+        keep_codec(plan->codec, *self);
         const bool format = plan->format_stride >= sizeof(kvc_format) && plan->format != NULL;
         shim.c->plan = (chk_plan){.known = true,
                                   .answers = plan->answers,

@@ -20,6 +20,14 @@ void chk_shim_cold(bool cold);
 /** What load() reads is damaged at random places, which follow from seed; 0: it isn't. */
 void chk_shim_damage(uint64_t seed);
 
+/** The codec of the policy under test, as the latest instance has it. */
+typedef struct chk_codec {
+    kvc_codec api; /* struct_size 0: its plan has none */
+    void *self;
+} chk_codec;
+
+extern chk_codec chk_shim_codec;
+
 /** kvcheck's own. */
 const kvc_policy *chk_stages_entry(uint32_t host_abi, uint32_t index);
 

@@ -1,12 +1,20 @@
 # SPDX-License-Identifier: MIT
-# Breaks that broken.c knows, of tiers broken_tier.c, and such that show late broken_deep.c: each becomes
-# b_<case>.so, compiled with -DBROKEN_<CASE>. What kvcheck finds in each stands in tests/cli/kvcheck.sh.
+# Breaks that broken.c knows, of tiers broken_tier.c, and such that show late broken_deep.c, of page
+# formats broken_codec.c: each becomes b_<case>.so, compiled with -DBROKEN_<CASE>. What kvcheck finds in each stands in tests/cli/kvcheck.sh.
 set(KVC_BROKEN_CASES
     abi_min abi_new abi_old append_fails begin_fails begin_high
     begin_negative begin_nomem codec_decode codec_encode codec_move codec_page0
     codec_nan codec_page_bytes codec_page_huge codec_size create_code create_fails create_mute
     create_nomem decode_fails encode_fails end_fails endless keep_in_begin
     deep_accepts deep_bounded deep_chunks deep_code deep_constructor deep_crashes
+    deep_codec_bytes_differ deep_codec_bytes_grow deep_codec_decode_far deep_codec_decode_nan
+    deep_codec_decode_over deep_codec_decode_part deep_codec_decode_writes deep_codec_encode_over
+    deep_codec_encode_stride deep_codec_fields_beyond deep_codec_fields_kind deep_codec_fields_many
+    deep_codec_fields_overlap deep_codec_fields_size deep_codec_fields_stride deep_codec_instance
+    deep_codec_mix_last deep_codec_mix_nan deep_codec_mix_over deep_codec_mix_sets
+    deep_codec_move_fails deep_codec_move_keys deep_codec_move_nothing deep_codec_move_over
+    deep_codec_move_scale deep_codec_move_takes deep_codec_score_half deep_codec_score_over
+    deep_codec_score_part deep_codec_score_rows deep_codec_sound
     deep_entries deep_exits deep_exports deep_fork deep_global deep_links deep_load
     deep_lossless deep_lost deep_malloc deep_mute deep_nomem deep_overrun deep_pair deep_prints
     deep_repeat deep_shapes deep_size deep_sound deep_threads deep_truncate

@@ -68,6 +68,9 @@ sound() {
         holds 'all(n["text"] for p in f[0]["policies"] for t in p["tests"] for n in t["notes"])'
         holds 'f[0]["tables"][0]["name"] == f[0]["policies"][0]["name"]'
     done
+    # A codec without score(), mix(), move() and fields(), and one whose entries can't be moved.
+    code 0 --test codec "$broken/../policies/t_codec.so" "$policies/kivi.so:bits=2" -o json
+    holds 'r["counts"] == {"passed": 5, "warned": 0, "failed": 0, "crashed": 0, "skipped": 5}'
     code 0 "$policies/window.so:size=64" --param sinks=2 "$policies/window.so" --seed 7 --test inside
     says 'window:size=64:sinks=2'
     says 'seed 7'
@@ -110,6 +113,36 @@ deep_accepts parameters/most failed
 deep_bounded inside/bounded failed
 deep_chunks meaning/chunks failed
 deep_code memory/failures failed
+deep_codec_bytes_differ codec/pages failed
+deep_codec_bytes_grow codec/pages failed
+deep_codec_decode_far codec/pages warned
+deep_codec_decode_nan codec/pages failed
+deep_codec_decode_over codec/pages failed
+deep_codec_decode_part codec/pages failed
+deep_codec_decode_writes codec/pages failed
+deep_codec_encode_over codec/pages failed
+deep_codec_encode_stride codec/pages failed
+deep_codec_fields_beyond codec/fields failed
+deep_codec_fields_kind codec/fields failed
+deep_codec_fields_many codec/fields failed
+deep_codec_fields_overlap codec/fields failed
+deep_codec_fields_size codec/fields failed
+deep_codec_fields_stride codec/fields failed
+deep_codec_instance codec/pages failed
+deep_codec_mix_last codec/mix failed
+deep_codec_mix_nan codec/mix failed
+deep_codec_mix_over codec/mix failed
+deep_codec_mix_sets codec/mix failed
+deep_codec_move_fails codec/move failed
+deep_codec_move_keys codec/move failed
+deep_codec_move_nothing codec/move failed
+deep_codec_move_over codec/move failed
+deep_codec_move_scale codec/move failed
+deep_codec_move_takes codec/move failed
+deep_codec_score_half codec/score failed
+deep_codec_score_over codec/score failed
+deep_codec_score_part codec/score failed
+deep_codec_score_rows codec/score failed
 deep_constructor file/constructors warned
 deep_crashes meaning/runs crashed
 deep_entries inside/entries warned
@@ -216,7 +249,7 @@ END
 }
 
 # Cases that keep the contract, whatever their names say.
-harmless='deep_pair deep_sound nothing plan_answers visible_future visible_none'
+harmless='deep_codec_sound deep_pair deep_sound nothing plan_answers visible_future visible_none'
 
 # Each case runs the tests that are to find it, a harmless one all; then its lines are looked up.
 zoo() {
