@@ -106,6 +106,26 @@ static bool proper(const life *l, int32_t rc) {
     return rc == KVC_E_NOMEM || (tier && (rc == KVC_E_IO || rc == KVC_E_LOST));
 }
 
+/* One step; when the allocation that fails is what it answers to, the same again, since the session
+ * lives. A policy may do without what it doesn't get; then a refusal in a later step has nothing to
+ * do with it. False: the answer was another than KVC_E_NOMEM, and that is said. */
+static bool step_run(life *l, size_t i, unsigned long fail_at, int32_t *rc) {
+    const bool before = atomic_load(&chk_memory.hit);
+    *rc = steps[i].fn(l);
+    const bool refused = before && steps[i].optional && *rc == KVC_E_UNSUPPORTED;
+    if (*rc == KVC_OK || refused || !atomic_load(&chk_memory.hit) || chk_memory.fail_at == 0) {
+        return true;
+    }
+    atomic_store(&chk_memory.fail_at, 0);
+    if (!proper(l, *rc)) {
+        chk_fail(l->c, "%s: when allocation %lu fails, %s answers %s instead of KVC_E_NOMEM: %s",
+                 l->spec, fail_at, steps[i].name, kvc_status_name(*rc), sentence(l));
+        return false;
+    }
+    *rc = steps[i].fn(l);
+    return true;
+}
+
 /* Lives it to the end. fail_at: the call for memory that fails, 0 for none. False: something was
  * said. */
 static bool live(life *l, unsigned long fail_at) {
@@ -114,18 +134,10 @@ static bool live(life *l, unsigned long fail_at) {
     (void)unlink(FILE_NAME);
     chk_memory_fail(fail_at);
     for (size_t i = 0; good && i < n; i++) {
-        int32_t rc = steps[i].fn(l);
-        if (rc < 0 && atomic_load(&chk_memory.hit) && chk_memory.fail_at != 0) {
-            atomic_store(&chk_memory.fail_at, 0);
-            if (!proper(l, rc)) {
-                chk_fail(l->c,
-                         "%s: when allocation %lu fails, %s answers %s instead of "
-                         "KVC_E_NOMEM: %s",
-                         l->spec, fail_at, steps[i].name, kvc_status_name(rc), sentence(l));
-                good = false;
-                break;
-            }
-            rc = steps[i].fn(l); /* the session lives: the same call again */
+        int32_t rc;
+        if (!step_run(l, i, fail_at, &rc)) {
+            good = false;
+            break;
         }
         if (rc == KVC_E_UNSUPPORTED && steps[i].optional) {
             if (!l->quiet) {

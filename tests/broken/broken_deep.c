@@ -38,7 +38,7 @@ typedef struct deep {
     int32_t n_row;     /* of layer 0, head 0 */
     int32_t which;     /* which entry goes at a tick */
     uint32_t n_layer, table[4];
-    char *more;
+    char *more, *spare;
     size_t dim_k[8], dim_v[8];
 } deep;
 
@@ -94,7 +94,7 @@ static int32_t make_plan(deep *d, const kvc_shape *shape, kvc_plan *plan) {
     d->n_layer = shape->n_layer;
 #if defined(BROKEN_DEEP_BOUNDED)
     plan->flags |= KVC_PLAN_BOUNDED;
-#elif defined(BROKEN_DEEP_LOAD)
+#elif defined(BROKEN_DEEP_LOAD) || defined(BROKEN_DEEP_UNSAVED)
     plan->flags |= KVC_PLAN_STATE;
 #elif defined(BROKEN_DEEP_THREADS)
     d->which = (int32_t)shape->n_thread;
@@ -152,6 +152,8 @@ static int32_t create(const kvc_host *host, const kvc_shape *shape, const kvc_va
     leak[0] = 1;
 #elif defined(BROKEN_DEEP_OVERRUN)
     ((volatile char *)d->more)[MORE_BYTES] = 1;
+#elif defined(BROKEN_DEEP_UNSAVED)
+    d->spare = host->realloc(host->ctx, NULL, 0, MORE_BYTES, 64); /* it can do without */
 #elif defined(BROKEN_DEEP_GLOBAL)
     shared = 0;
 #elif defined(BROKEN_DEEP_LINKS)
@@ -173,6 +175,7 @@ static void destroy(void *self) {
 #else
     d->host->realloc(d->host->ctx, d->more, d->more != NULL ? MORE_BYTES : 0, 0, 64);
 #endif
+    d->host->realloc(d->host->ctx, d->spare, d->spare != NULL ? MORE_BYTES : 0, 0, 64);
     d->host->realloc(d->host->ctx, d, sizeof *d, 0, 64);
 }
 

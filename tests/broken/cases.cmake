@@ -17,7 +17,7 @@ set(KVC_BROKEN_CASES
     deep_codec_score_part deep_codec_score_rows deep_codec_sound
     deep_entries deep_exits deep_exports deep_fork deep_global deep_links deep_load
     deep_lossless deep_lost deep_malloc deep_mute deep_nomem deep_overrun deep_pair deep_prints
-    deep_repeat deep_shapes deep_size deep_sound deep_threads deep_truncate
+    deep_repeat deep_shapes deep_size deep_sound deep_threads deep_truncate deep_unsaved
     hangs keep_order keep_range keep_unsaid leaks name_bad name_long name_null
     name_other no_api no_create no_summary no_symbol nothing
     null_table page_end_fails param_bool param_choice param_choice_def param_choice_null
