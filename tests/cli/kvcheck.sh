@@ -1,12 +1,21 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# kvcheck.sh KVCHECK POLICIES BROKEN [PYTHON]: the tool as its users meet it. Every policy of the tree
-# passes; every broken one fails the test that is there for it. POLICIES and BROKEN are directories.
+# kvcheck.sh KVCHECK POLICIES BROKEN [PYTHON [asan]]: the tool as its users meet it. Every policy of the
+# tree passes; every broken one fails the test that is there for it. POLICIES and BROKEN are
+# directories. asan: all is built with AddressSanitizer, which ends a test where kvcheck would say a
+# failure, and takes its time: only what handles memory is run, and of the broken ones the deep.
 set -u
 tool=$1
 policies=$2
 broken=$3
 python=${4:-python3}
+asan=${5:-}
+some= # tests, where all would be too many; and how many of them pass
+least=30
+if [ -n "$asan" ]; then
+    some='--test meaning/runs --test inside/entries --test codec --test memory/balance --test state/hostile'
+    least=3
+fi
 tmp=$(mktemp -d) || exit 1
 trap 'rm -rf "$tmp"' EXIT
 failed=0
@@ -44,6 +53,7 @@ END
 usage() {
     code 0 --help
     says 'Exit codes'
+    says 'n_ctx of 320'
     code 0 --version
     code 0 --list
     says 'meaning/chunks'
@@ -62,9 +72,9 @@ sound() {
         case $file in
         */window.so) file=$file:size=64:sinks=2 ;;
         esac
-        code 0 -o json "$file"
+        code 0 -o json $some "$file"
         holds 'r["schema"] == "kvcheck/1" and r["counts"]["failed"] == r["counts"]["crashed"] == 0'
-        holds 'r["counts"]["passed"] >= 30 and len(f[0]["policies"]) == 1'
+        holds "r['counts']['passed'] >= $least"' and len(f[0]["policies"]) == 1'
         holds 'all(n["text"] for p in f[0]["policies"] for t in p["tests"] for n in t["notes"])'
         holds 'f[0]["tables"][0]["name"] == f[0]["policies"][0]["name"]'
     done
@@ -87,6 +97,15 @@ sound() {
 
 # Which test finds which break: CASE TEST OUTCOME.
 cases() {
+    # AddressSanitizer's malloc doesn't say what is in use, and it sees a write past a block itself.
+    if [ -n "$asan" ]; then
+        all_cases | sed -n '/^deep_malloc /d; s/^\(deep_overrun .*\) failed$/\1 crashed/; /^deep_/p'
+    else
+        all_cases
+    fi
+}
+
+all_cases() {
     cat <<'END'
 abi_min file/load failed
 abi_new file/load failed
@@ -256,8 +275,6 @@ harmless='deep_codec_sound deep_pair deep_sound deep_unsaved nothing plan_answer
 zoo() {
     mkdir "$tmp/zoo"
     cases >"$tmp/cases"
-    # AddressSanitizer's malloc doesn't say what is in use.
-    [ -n "${ASAN_OPTIONS:-}" ] && sed -i '/^deep_malloc /d' "$tmp/cases"
     for case in $(cut -d ' ' -f 1 "$tmp/cases" | sort -u); do
         tests=$(awk -v c="$case" '$1 == c { print "--test " $2 }' "$tmp/cases")
         "$tool" $tests -o json "$broken/b_$case.so" >"$tmp/zoo/$case" 2>"$tmp/err"
@@ -267,10 +284,10 @@ zoo() {
         [ "$got" -eq "$want" ] || bad "exit $got, not $want, for $case"
     done
     for case in $harmless; do
-        code 0 "$broken/b_$case.so" -o json
+        code 0 $some "$broken/b_$case.so" -o json
         cp "$tmp/out" "$tmp/zoo/$case"
     done
-    "$python" - "$tmp/zoo" "$tmp/cases" "$broken" <<'END' || bad 'not found as they should be'
+    "$python" - "$tmp/zoo" "$tmp/cases" "$broken" "$asan" <<'END' || bad 'not found as they should be'
 import json, os, sys
 wrong = 0
 def say(*text):
@@ -292,7 +309,7 @@ for line in open(sys.argv[2]):
         say(case, test, "says nothing")
 for file in os.listdir(sys.argv[3]):
     case = file[2:-3]
-    if case not in seen and case not in ("hangs", "deep_malloc"):
+    if case not in seen and case != "hangs" and not sys.argv[4]:
         say(case, "has no line in this script")
 sys.exit(wrong)
 END
