@@ -54,8 +54,8 @@ void chk_rig_close(chk_rig *r);
 /** Whether pages have the size that they had when the session was opened. */
 bool chk_rig_size(chk_rig *r);
 /** Encodes new random rows of a pattern, n entries, and decodes the page. *error, if not NULL: how
- * far n entries are from what was encoded, against their length: keys, then values. Frees nothing
- * and owns out's memory: chk_sealed_free(). */
+ * far the entries are from what was encoded, against their length, on average: keys, then values.
+ * The page is the caller's, also after a failure: chk_sealed_free(). */
 bool chk_rig_encode(chk_rig *r, uint32_t pattern, uint32_t layer, uint32_t n, chk_sealed *out,
                     double error[2]);
 /** Decodes a page's bytes, all rows finite. */
