@@ -13,7 +13,7 @@ typedef int32_t (*probe_fn)(const kvc_host *host, const kvc_host_store *store, u
 
 static struct {
     uint32_t flags, observe, n_column; /* of the plan */
-    probe_fn create, begin, page_end, end;
+    probe_fn create, begin, page_end, end, append, select, stats;
 } probe;
 
 static uint32_t n_layer, n_head, n_head_kv;
@@ -29,7 +29,8 @@ static int32_t probe_create(const kvc_host *host, const kvc_shape *shape, const 
     n_layer = shape->n_layer;
     n_head = kvc_shape_layer(shape, 0)->n_head;
     n_head_kv = kvc_shape_layer(shape, 0)->n_head_kv;
-    plan->answers = (probe.flags & KVC_PLAN_EVICTS) != 0 ? KVC_ANSWERS_WHICH : 0;
+    plan->answers =
+        (probe.flags & KVC_PLAN_EVICTS) != 0 || probe.select != NULL ? KVC_ANSWERS_WHICH : 0;
     plan->flags = probe.flags;
     plan->observe = probe.observe;
     plan->n_column = probe.n_column;
@@ -51,11 +52,27 @@ static int32_t probe_end(void *self, const kvc_step *step) {
     return probe_run(probe.end, self, 0);
 }
 
-static const kvc_policy_api probe_api = {.struct_size = sizeof probe_api,
-                                         .create = probe_create,
-                                         .begin = probe_begin,
-                                         .page_end = probe_page_end,
-                                         .end = probe_end};
+static int32_t probe_append(void *self, const kvc_rows *rows) {
+    return probe_run(probe.append, self, rows->layer);
+}
+
+static int32_t probe_select(void *self, const kvc_rows *query, uint64_t *page, uint32_t n_page) {
+    (void)page, (void)n_page;
+    return probe_run(probe.select, self, query->layer);
+}
+
+static int32_t probe_stats(void *self, kvc_claims *out) {
+    (void)out;
+    return probe_run(probe.stats, self, 0);
+}
+
+static kvc_policy_api probe_api = {.struct_size = sizeof probe_api,
+                                   .create = probe_create,
+                                   .begin = probe_begin,
+                                   .page_end = probe_page_end,
+                                   .end = probe_end,
+                                   .append = probe_append,
+                                   .stats = probe_stats};
 
 static const kvc_policy *probe_entry(uint32_t host_abi, uint32_t index) {
     static const kvc_policy policy = {.struct_size = sizeof(kvc_policy),
@@ -73,6 +90,7 @@ static const kvc_policy *probe_entry(uint32_t host_abi, uint32_t index) {
 static kvc_session *session_of_probe(void) {
     kvc_params *p = params_for(N_CTX, NULL);
     kvc_session *s = NULL;
+    probe_api.select = probe.select != NULL ? probe_select : NULL;
     ck_assert_int_eq(kvc_params_add_policy(p, probe_entry), KVC_OK);
     ck_assert_msg(kvc_session_open(model, "probe", p, &s) == KVC_OK, "%s", kvc_params_error(p));
     kvc_params_destroy(p);
@@ -165,6 +183,65 @@ START_TEST(services_do_what_they_say) {
     probe.end = use[_i];
     kvc_session *s = session_of_probe();
     feed(s, 64);
+    kvc_session_close(s);
+}
+END_TEST
+
+/* Where the engine's threads are at work already, all is done by the one that calls. */
+typedef struct crew {
+    const kvc_host *host;
+    pthread_t caller;
+    atomic_uint n, n_strange;
+    uint32_t depth;
+} crew;
+
+static atomic_uint n_crew;
+
+static void crew_item(void *arg, uint32_t i) {
+    crew *c = arg;
+    (void)i;
+    atomic_fetch_add(&c->n, 1);
+    atomic_fetch_add(&c->n_strange, !pthread_equal(c->caller, pthread_self()));
+    if (c->depth > 0) {
+        crew in = {.host = c->host, .caller = pthread_self(), .depth = c->depth - 1};
+        (c->host->parallel_for)(c->host->ctx, 3, crew_item, &in);
+        ck_assert_uint_eq(atomic_load(&in.n), 3);
+        ck_assert_uint_eq(atomic_load(&in.n_strange), 0);
+    }
+}
+
+static int32_t use_crew(const kvc_host *host, bool alone, uint32_t depth) {
+    crew c = {.host = host, .caller = pthread_self(), .depth = depth};
+    (host->parallel_for)(host->ctx, 50, crew_item, &c);
+    ck_assert_uint_eq(atomic_load(&c.n), 50);
+    ck_assert(!alone || atomic_load(&c.n_strange) == 0);
+    atomic_fetch_add(&n_crew, 1);
+    return KVC_OK;
+}
+
+static int32_t crew_in_worker(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    (void)store, (void)layer;
+    return use_crew(host, true, 1);
+}
+
+static int32_t crew_in_decode(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    (void)store, (void)layer;
+    return use_crew(host, false, 2);
+}
+
+/* append(), select(), page_end(), and stats() while nobody computes. */
+START_TEST(threads_can_be_asked_for_anywhere) {
+    probe_fn *const hook[] = {&probe.append, &probe.select, &probe.page_end, &probe.stats};
+    kvc_stage_stats st = {.struct_size = sizeof st};
+    *hook[_i] = _i < 2 ? crew_in_worker : crew_in_decode;
+    atomic_store(&n_crew, 0);
+    kvc_session *s = session_of_probe();
+    for (int i = 0; i < 4; i++) {
+        ck_assert_msg(kvc_session_decode(s, tokens + i * 64, 64) == KVC_OK, "%s",
+                      kvc_session_error(s));
+    }
+    ck_assert_int_eq(kvc_session_get_stage(s, 0, &st), KVC_OK);
+    ck_assert_uint_gt(atomic_load(&n_crew), 0);
     kvc_session_close(s);
 }
 END_TEST
@@ -424,6 +501,7 @@ int main(void) {
     TCase *tc = tcase_create("host");
     tcase_add_checked_fixture(tc, setup_probe, teardown);
     tcase_add_loop_test(tc, services_do_what_they_say, 0, 4);
+    tcase_add_loop_test(tc, threads_can_be_asked_for_anywhere, 0, 4);
     tcase_add_test(tc, entries_have_positions);
     tcase_add_test(tc, there_is_no_store_yet_in_create);
     tcase_add_test(tc, pages_have_positions);

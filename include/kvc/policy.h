@@ -200,8 +200,9 @@ typedef struct kvc_host {
     int32_t (*fail)(void *ctx, int32_t code, const char *text);
     /** [any] Passes one line to the program's log. */
     void (*log)(void *ctx, uint32_t level, const char *text);
-    /** [decode] Calls fn(arg, i) for i in [0, n) on the engine's threads and returns when all are
-     * done. Not from [worker] functions. */
+    /** [any] Calls fn(arg, i) for i in [0, n) and returns when all are done: in [decode] functions
+     * on the engine's threads, several at once; wherever these have work already, as in [worker],
+     * [pure] and [io] functions and in fn itself, one after the other on the calling thread. */
     void (*parallel_for)(void *ctx, uint32_t n, void (*fn)(void *arg, uint32_t i), void *arg);
     /** [any] Nanoseconds of a clock that only goes forward. For figures, never for decisions. */
     uint64_t (*clock_ns)(void *ctx);
