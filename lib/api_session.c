@@ -45,9 +45,12 @@ static int32_t check_run(kvc_session *s, const kvc_run *r) {
     if (r->token == NULL || r->n_token == 0) {
         return kvc__fail(&s->err, KVC_E_ARG, "a run without tokens: give at least one");
     }
-    if (r->wants > KVC_WANT_LIST || (r->wants == KVC_WANT_LIST && r->want == NULL)) {
-        return kvc__fail(&s->err, KVC_E_ARG,
-                         "a run's wants is no KVC_WANT_ value, or its list is NULL");
+    if (r->wants > KVC_WANT_LIST) {
+        return kvc__fail(&s->err, KVC_E_ARG, "a run's wants is %u, which is no KVC_WANT_ value",
+                         r->wants);
+    }
+    if (r->wants == KVC_WANT_LIST && r->want == NULL) {
+        return kvc__fail(&s->err, KVC_E_ARG, "a run with KVC_WANT_LIST has no list: set want");
     }
     if (r->n_token > s->n_ctx - s->n_token) {
         return kvc__fail(&s->err, KVC_E_FULL,

@@ -53,15 +53,18 @@ static int32_t hook_status(const kvc__stack *s, int32_t code) {
 int32_t kvc__stage_create_failed(kvc__stage *st, const char *call, int32_t code, kvc__err *err) {
     kvc__err said;
     stage_said(st, &said);
-    if (code > 0) {
+    if (code > 0 || strcmp(kvc_status_name(code), "KVC_E_?") == 0) {
         return kvc__fail(err, KVC_E_POLICY, "policy '%s': %s answered %d, which is no status",
                          st->policy.desc.name, call, (int)code);
     }
-    const char *text = said.text[0] != '\0' ? said.text : kvc_status_text(code);
     const bool callers = code == KVC_E_PARAM || code == KVC_E_NOMEM || code == KVC_E_UNSUPPORTED ||
                          code == KVC_E_IO || code == KVC_E_NOT_FOUND;
+    if (said.text[0] == '\0') {
+        snprintf(said.text, sizeof said.text, "%s answered %s, %s", call, kvc_status_name(code),
+                 kvc_status_text(code));
+    }
     return kvc__fail(err, callers ? code : KVC_E_POLICY, "policy '%s' can't be created: %s",
-                     st->policy.desc.name, text);
+                     st->policy.desc.name, said.text);
 }
 
 /* Loads one stage's policy, or takes that of a stage like it; resolves its parameters and calls
@@ -431,6 +434,27 @@ static uint32_t clip_ranges(kvc_range *r, uint32_t n, int32_t low, int32_t pos) 
     return m;
 }
 
+/* What is wrong with n ranges of a policy's, in words; false when nothing is. */
+static bool ranges_wrong(const kvc_range *r, uint32_t n, char *text, size_t cap) {
+    if (n > KVC_MAX_RANGES) {
+        snprintf(text, cap, "it answered %u ranges, of at most %u", n, KVC_MAX_RANGES);
+        return true;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        if (r[i].end <= r[i].first) {
+            snprintf(text, cap, "its range %u, from %d to before %d, is empty", i, (int)r[i].first,
+                     (int)r[i].end);
+            return true;
+        }
+        if (r[i].first < (i > 0 ? r[i - 1].end : 0)) {
+            snprintf(text, cap, "its range %u begins at %d, before %d, where it may", i,
+                     (int)r[i].first, i > 0 ? (int)r[i - 1].end : 0);
+            return true;
+        }
+    }
+    return false;
+}
+
 int32_t kvc__stack_visible(const kvc__stack *s, uint32_t layer, int32_t pos, kvc_range *out,
                            uint32_t *n) {
     const uint32_t window = s->shape[layer].window;
@@ -439,13 +463,9 @@ int32_t kvc__stack_visible(const kvc__stack *s, uint32_t layer, int32_t pos, kvc
     out[0] = (kvc_range){0, pos + 1};
     if (s->visible != NULL) {
         m = s->visible->policy.api.visible(s->visible->self, layer, pos, out, KVC_MAX_RANGES);
-        if (m > KVC_MAX_RANGES) {
-            return KVC_E_POLICY;
-        }
-        for (uint32_t i = 0; i < m; i++) {
-            if (out[i].first < (i > 0 ? out[i - 1].end : 0) || out[i].end <= out[i].first) {
-                return KVC_E_POLICY;
-            }
+        char text[128];
+        if (ranges_wrong(out, m, text, sizeof text)) {
+            return s->visible->host.fail(s->visible, KVC_E_POLICY, text);
         }
     }
     m = clip_ranges(out, m, low, pos);
@@ -512,7 +532,7 @@ int32_t kvc__stack_blame(const kvc__stack *s, int32_t code, const char *call, ui
     if (said.text[0] != '\0') {
         text = said.text;
     } else if (strcmp(call, "visible") == 0) {
-        text = "its ranges are not ascending, or show again what they had hidden";
+        text = "its ranges show again what they had hidden";
     }
     return kvc__fail(err, hook_status(s, code),
                      "policy '%s' failed in %s (layer %u, head %u, position %d): %s [%s]",
