@@ -13,8 +13,8 @@
 /* ---------------------------------------------------------------- basic services */
 
 static void note_peak(kvc__stage *st) {
-    int64_t now = (int64_t)atomic_load(&st->mem.used) + atomic_load(&st->other);
-    int64_t peak = atomic_load(&st->peak);
+    const uint64_t now = kvc__stage_memory(st);
+    uint64_t peak = atomic_load(&st->peak);
     while (now > peak && !atomic_compare_exchange_weak(&st->peak, &peak, now)) {
     }
 }
@@ -32,6 +32,8 @@ static void *host_realloc(void *ctx, void *p, size_t old_size, size_t new_size, 
     return q;
 }
 
+/* Sums may be below 0 for a moment, when threads tell of what they gave and took in another order;
+ * whoever reads them takes that for 0. */
 static void host_account(void *ctx, uint32_t kind, int64_t delta) {
     kvc__stage *st = ctx;
     if (kind == KVC_BYTES_MEMORY) {

@@ -99,6 +99,29 @@ static int32_t stage_create(kvc__stack *s, kvc__stage *st, const kvc__stack_env 
     return st->created ? KVC_OK : kvc__stage_create_failed(st, "create", rc, err);
 }
 
+/* A destroyed instance holds nothing: a warning when its figures say otherwise. */
+static void tell_of_rest(const kvc__stage *st) {
+    const long long left = (long long)kvc__stage_memory(st);
+    const long long other = (long long)atomic_load(&st->other);
+    const long long disk = (long long)atomic_load(&st->disk);
+    char text[256];
+    if (!st->created || st->log == NULL) {
+        return;
+    }
+    if (left > 0) {
+        snprintf(text, sizeof text, "policy '%s' didn't give back %lld bytes", st->policy.desc.name,
+                 left);
+        st->log(st->log_user, KVC_LOG_WARN, text);
+    }
+    if (other < 0 || disk < 0) {
+        snprintf(text, sizeof text,
+                 "policy '%s' broke its contract: what it accounted for comes to %lld bytes of %s; "
+                 "its figures can't be trusted",
+                 st->policy.desc.name, other < 0 ? other : disk, other < 0 ? "memory" : "files");
+        st->log(st->log_user, KVC_LOG_WARN, text);
+    }
+}
+
 /* Drops a stack's hold of a stage; the last one destroys it. */
 static void stage_drop(kvc__stage *st) {
     if (st == NULL || --st->n_holder > 0) {
@@ -107,13 +130,7 @@ static void stage_drop(kvc__stage *st) {
     if (st->policy.api.destroy != NULL && (st->self != NULL || st->created)) {
         st->policy.api.destroy(st->self);
     }
-    const int64_t left = (int64_t)atomic_load(&st->mem.used) + atomic_load(&st->other);
-    if (st->created && left > 0 && st->log != NULL) {
-        char text[128];
-        snprintf(text, sizeof text, "policy '%s' didn't give back %lld bytes", st->policy.desc.name,
-                 (long long)left);
-        st->log(st->log_user, KVC_LOG_WARN, text);
-    }
+    tell_of_rest(st);
     kvc__tier_close(&st->tier);
     kvc__free(st->home, st->format, st->n_layer * sizeof(kvc_format));
     kvc__free(st->home, st->value, st->policy.desc.n_param * sizeof(kvc_value));
@@ -548,12 +565,10 @@ void kvc__stack_claims(const kvc__stage *st, kvc_claims *out) {
 }
 
 void kvc__stack_bytes(const kvc__stack *s, uint64_t *memory, uint64_t *disk) {
-    int64_t m = 0, d = 0;
+    *memory = 0;
+    *disk = 0;
     for (uint32_t j = 0; j < s->n_stage; j++) {
-        kvc__stage *st = s->stage[j];
-        m += (int64_t)atomic_load(&st->mem.used) + atomic_load(&st->other);
-        d += atomic_load(&st->disk);
+        *memory += kvc__stage_memory(s->stage[j]);
+        *disk += kvc__stage_disk(s->stage[j]);
     }
-    *memory = m > 0 ? (uint64_t)m : 0;
-    *disk = d > 0 ? (uint64_t)d : 0;
 }

@@ -187,6 +187,76 @@ START_TEST(services_do_what_they_say) {
 }
 END_TEST
 
+/* ---- bytes that are accounted for: sums that can't be are cut off, and told once */
+
+static int n_warned;
+static char warned[256];
+
+static void keep_warning(void *user, uint32_t level, const char *text) {
+    (void)user;
+    if (level == KVC_LOG_WARN) {
+        n_warned++;
+        snprintf(warned, sizeof warned, "%s", text);
+    }
+}
+
+static uint32_t account_kind;
+static int64_t account_delta[4];
+
+static int32_t account_all(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    (void)store, (void)layer;
+    for (int i = 0; i < 4; i++) {
+        host->account(host->ctx, account_kind, account_delta[i]);
+    }
+    return KVC_OK;
+}
+
+START_TEST(no_sum_of_bytes_is_negative) {
+    static const struct {
+        int64_t delta[4];
+        uint64_t sum;
+        const char *words; /* of the warning when the session is closed, or NULL */
+    } sums[] = {
+        {{0, 0, 0, 0}, 0, NULL},
+        {{-1000, 1000, -24, 24}, 0, NULL},
+        {{-1, 0, 0, 0}, 0, "comes to -1 bytes"},
+        {{5, -1000000000, 0, 0}, 0, "comes to -999999995 bytes"},
+        {{INT64_MIN, 0, 0, 0}, 0, "comes to -9223372036854775808 bytes"},
+        {{INT64_MAX, 0, 0, 0}, UINT64_C(1) << 56, "didn't give back 72057594037927936 bytes"},
+    };
+    for (size_t i = 0; i < 2 * sizeof sums / sizeof *sums; i++) {
+        const bool disk = i % 2 != 0;
+        const bool warns = sums[i / 2].words != NULL && (!disk || sums[i / 2].sum == 0);
+        kvc_stage_stats stage = {.struct_size = sizeof stage};
+        kvc_params *p = params_for(N_CTX, NULL);
+        kvc_session *s = session_of_probe();
+        const uint64_t counted = stats_of(s).kv_bytes;
+        kvc_session_close(s);
+        probe.create = account_all;
+        account_kind = disk ? KVC_BYTES_DISK : KVC_BYTES_MEMORY;
+        memcpy(account_delta, sums[i / 2].delta, sizeof account_delta);
+        n_warned = 0;
+        ck_assert_int_eq(kvc_params_add_policy(p, probe_entry), KVC_OK);
+        ck_assert_int_eq(kvc_params_set_log(p, keep_warning, NULL), KVC_OK);
+        ck_assert_int_eq(kvc_session_open(model, "probe", p, &s), KVC_OK);
+        ck_assert_int_eq(kvc_session_get_stage(s, 0, &stage), KVC_OK);
+        ck_assert_uint_eq(disk ? stage.disk_bytes : stage.memory_bytes, sums[i / 2].sum);
+        ck_assert_uint_eq(disk ? stage.memory_bytes : stage.disk_bytes, 0);
+        ck_assert_uint_eq(stats_of(s).kv_bytes, counted + (disk ? 0 : sums[i / 2].sum));
+        ck_assert_uint_eq(stats_of(s).disk_bytes, disk ? sums[i / 2].sum : 0);
+        ck_assert_int_eq(n_warned, 0);
+        kvc_session_close(s);
+        ck_assert_int_eq(n_warned, warns);
+        if (warns) {
+            has(warned, "policy 'probe' ");
+            has(warned, sums[i / 2].words);
+        }
+        kvc_params_destroy(p);
+        probe.create = NULL;
+    }
+}
+END_TEST
+
 /* Where the engine's threads are at work already, all is done by the one that calls. */
 typedef struct crew {
     const kvc_host *host;
@@ -501,6 +571,7 @@ int main(void) {
     TCase *tc = tcase_create("host");
     tcase_add_checked_fixture(tc, setup_probe, teardown);
     tcase_add_loop_test(tc, services_do_what_they_say, 0, 4);
+    tcase_add_test(tc, no_sum_of_bytes_is_negative);
     tcase_add_loop_test(tc, threads_can_be_asked_for_anywhere, 0, 4);
     tcase_add_test(tc, entries_have_positions);
     tcase_add_test(tc, there_is_no_store_yet_in_create);

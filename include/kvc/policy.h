@@ -193,7 +193,9 @@ typedef struct kvc_host {
      * then unchanged. Freeing NULL is legal. */
     void *(*realloc)(void *ctx, void *p, size_t old_size, size_t new_size, size_t align);
     /** [any] Counts bytes held elsewhere: delta is added to the stage's figure of that KVC_BYTES_
-     * kind. */
+     * kind. Bytes are counted out when they are given back, all of them before destroy()
+     * returns. A sum below 0 counts as 0: it lowers no other figure; and one that ends there is
+     * warned of. */
     void (*account)(void *ctx, uint32_t kind, int64_t delta);
     /** [any] Records one sentence (copied) for the user and returns code: `return host->fail(ctx,
      * KVC_E_PARAM, …)`. */
