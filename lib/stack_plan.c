@@ -297,16 +297,18 @@ static int32_t merge_budget(const kvc__stack *s, kvc__stage *st, uint64_t entry_
         kvc__budget_least(kvc_budget_unit(p->budget), least, s->n_ctx, entry_bytes);
     kvc__budget_text(p->budget, given);
     if (enough == 0) {
-        return kvc__fail(err, KVC_E_PARAM,
-                         "policy '%s': no budget of this kind is enough: %s is %u tokens per lane, "
-                         "and it needs %u at least; raise n_ctx",
-                         st->policy.desc.name, given, (uint32_t)n, least);
+        return kvc__fail(
+            err, KVC_E_PARAM,
+            "policy '%s': no budget of this kind is enough: %s is %u token%s per lane, "
+            "and it needs %u at least; raise n_ctx",
+            st->policy.desc.name, given, (uint32_t)n, n == 1 ? "" : "s", least);
     }
     kvc__budget_text(enough, want);
-    return kvc__fail(err, KVC_E_PARAM,
-                     "policy '%s': a budget of %s is %u tokens per lane, and it needs %u at least; "
-                     "give %s or more",
-                     st->policy.desc.name, given, (uint32_t)n, least, want);
+    return kvc__fail(
+        err, KVC_E_PARAM,
+        "policy '%s': a budget of %s is %u token%s per lane, and it needs %u at least; "
+        "give %s or more",
+        st->policy.desc.name, given, (uint32_t)n, n == 1 ? "" : "s", least, want);
 }
 
 /* The budgets of all stages, now that the formats are known. Pages are whole multiples of 64 bytes,

@@ -144,11 +144,12 @@ enum {
     KVC_PARAM_FLOAT = 2,  /**< a decimal number */
     KVC_PARAM_BOOL = 3,   /**< on, off, true, false, yes, no, 1, 0 */
     KVC_PARAM_ENUM = 4,   /**< one of the row's choices */
-    KVC_PARAM_SIZE = 5,   /**< bytes: an integer, with K, M, G and an optional B or iB */
+    KVC_PARAM_SIZE = 5,   /**< bytes: a whole number, with B, KiB, MiB, GiB, or K, M, G, which mean
+                             the same (powers of 1024). KB, MB, GB and other cases are refused */
     KVC_PARAM_STRING = 6, /**< text without ':', '+' and ',' */
-    KVC_PARAM_BUDGET = 7  /**< how much is kept: tokens per lane (512, 2K), a share of n_ctx (25%,
-                             12.5%; up to 100%, at most four decimals), or bytes of the whole
-                             session's sealed payload, always with a B (8MiB, 8MB) */
+    KVC_PARAM_BUDGET = 7  /**< how much is kept: tokens per lane (512; 2K is 2048), a share of n_ctx
+                             (25%, 12.5%; up to 100%, at most four decimals), or whole bytes of the
+                             session's sealed payload, always with B, KiB, MiB or GiB (8MiB) */
 };
 
 /** One row of the parameter table. The host parses and checks; the policy receives typed values.
