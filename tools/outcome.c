@@ -33,10 +33,12 @@ int cmp_exit_code(int32_t status) {
     case KVC_E_PARAM:
     case KVC_E_NOT_FOUND:
     case KVC_E_CONFLICT:
+    case KVC_E_LOAD_FILE:
+    case KVC_E_LOAD_OPEN:
+    case KVC_E_LOAD_SYMBOL: /* the file is no policy: another was meant */
         return CMP_EXIT_USAGE;
     default:
-        return status <= KVC_E_LOAD_FILE && status >= KVC_E_LOAD_REQUIRES ? CMP_EXIT_USAGE
-                                                                          : CMP_EXIT_FAILED;
+        return CMP_EXIT_FAILED;
     }
 }
 

@@ -1,11 +1,14 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# kvcompare.sh KVCOMPARE MODEL [PYTHON]: the tool as its users meet it: exit codes, the JSON, what is
-# left behind by a failure. MODEL is a small model; policies are found where the tool looks for them.
+# kvcompare.sh KVCOMPARE MODEL PLUGINS BROKEN [PYTHON]: the tool as its users meet it: exit codes,
+# the JSON, what is left behind by a failure. MODEL is a small model; policies are found where the
+# tool looks for them, those of the tests in PLUGINS, such as break the contract in BROKEN.
 set -u
 tool=$1
 model=$2
-python=${3:-python3}
+plugins=$3
+broken=$4
+python=${5:-python3}
 tmp=$(mktemp -d) || exit 1
 trap 'rm -rf "$tmp"' EXIT
 failed=0
@@ -93,6 +96,16 @@ policies() {
         [ -s "$tmp/out" ] && bad "a report for $wrong"
     done
     compare 2 -p full --baseline no_such_policy
+    # A file that is no policy was named by mistake; what a policy does wrong is its own fault.
+    echo 'no library' >"$tmp/text.so"
+    for wrong in "$tmp/text.so" "$broken/b_no_symbol.so" "$broken/b_create_fails.so"; do
+        compare 2 -p "$wrong"
+    done
+    for wrong in abi_old size_small name_bad param_twice requires create_code plan_quantum codec_page0 \
+        tier_record0 begin_fails codec_nan; do
+        compare 1 -p "$broken/b_$wrong.so"
+        [ -s "$tmp/err" ] || bad "no sentence for $wrong"
+    done
 }
 
 text() {
