@@ -54,8 +54,10 @@ static int32_t host_fail(void *ctx, int32_t code, const char *text) {
 
 static void host_log(void *ctx, uint32_t level, const char *text) {
     const kvc__stage *st = ctx;
+    kvc__err line; /* as sentences are: one line, nothing in it that a terminal acts on */
     if (st->log != NULL && text != NULL) {
-        st->log(st->log_user, level, text);
+        (void)kvc__fail(&line, KVC_OK, "%s", text);
+        st->log(st->log_user, level, line.text);
     }
 }
 

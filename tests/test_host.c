@@ -190,13 +190,14 @@ END_TEST
 /* ---- bytes that are accounted for: sums that can't be are cut off, and told once */
 
 static int n_warned;
-static char warned[256];
+static char warned[256], logged[2000];
 
 static void keep_warning(void *user, uint32_t level, const char *text) {
     (void)user;
     if (level == KVC_LOG_WARN) {
         n_warned++;
-        snprintf(warned, sizeof warned, "%s", text);
+        snprintf(warned, sizeof warned, "%.255s", text);
+        snprintf(logged, sizeof logged, "%s", text);
     }
 }
 
@@ -254,6 +255,32 @@ START_TEST(no_sum_of_bytes_is_negative) {
         kvc_params_destroy(p);
         probe.create = NULL;
     }
+}
+END_TEST
+
+static int32_t log_anything(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    char line[3000];
+    (void)store, (void)layer;
+    memset(line, 'x', sizeof line);
+    line[sizeof line - 1] = '\0';
+    host->log(host->ctx, KVC_LOG_WARN, NULL);
+    host->log(host->ctx, KVC_LOG_WARN, line);
+    ck_assert_uint_eq(strlen(logged), 1023);
+    host->log(host->ctx, KVC_LOG_WARN, "a\nb\033[31m\xff\xc2\x9b%s%n\xe2\x82\xac");
+    ck_assert_str_eq(logged, "a?b?[31m???%s%n\xe2\x82\xac");
+    return KVC_OK;
+}
+
+START_TEST(a_log_line_is_text) {
+    kvc_params *p = params_for(N_CTX, NULL);
+    kvc_session *s = NULL;
+    probe.create = log_anything;
+    ck_assert_int_eq(kvc_params_add_policy(p, probe_entry), KVC_OK);
+    ck_assert_int_eq(kvc_params_set_log(p, keep_warning, NULL), KVC_OK);
+    ck_assert_int_eq(kvc_session_open(model, "probe", p, &s), KVC_OK);
+    ck_assert_int_eq(n_warned, 2);
+    kvc_session_close(s);
+    kvc_params_destroy(p);
 }
 END_TEST
 
@@ -571,6 +598,7 @@ int main(void) {
     TCase *tc = tcase_create("host");
     tcase_add_checked_fixture(tc, setup_probe, teardown);
     tcase_add_loop_test(tc, services_do_what_they_say, 0, 4);
+    tcase_add_test(tc, a_log_line_is_text);
     tcase_add_test(tc, no_sum_of_bytes_is_negative);
     tcase_add_loop_test(tc, threads_can_be_asked_for_anywhere, 0, 4);
     tcase_add_test(tc, entries_have_positions);

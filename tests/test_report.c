@@ -337,6 +337,18 @@ START_TEST(wrapped_text_keeps_its_words_and_its_width) {
 }
 END_TEST
 
+START_TEST(nothing_but_text_is_written) {
+    char *text = NULL;
+    size_t n = 0;
+    FILE *f = open_memstream(&text, &n);
+    ck_assert_ptr_nonnull(f);
+    cmp_text_wrap(f, "> ", "a\033[31mb c\nd\xff \xc2\x9b \xe2\x82\xac \xe2\x82 \xed\xa0\x80", 80);
+    fclose(f);
+    ck_assert_str_eq(text, "> a?[31mb c?d? ?? \xe2\x82\xac ?? ???\n");
+    free(text);
+}
+END_TEST
+
 START_TEST(report_is_written_whole_or_not_at_all) {
     char why[512] = "";
     ck_assert_int_eq(cmp_report_put("x", 1, "no/such/directory/report", why, sizeof why), -1);
@@ -387,6 +399,7 @@ int main(void) {
     tcase_add_test(c, table_fits_80_columns_and_says_what_was_cut);
     tcase_add_test(c, markdown_rows_have_as_many_cells_as_the_head);
     tcase_add_test(c, wrapped_text_keeps_its_words_and_its_width);
+    tcase_add_test(c, nothing_but_text_is_written);
     tcase_add_test(c, report_is_written_whole_or_not_at_all);
     tcase_add_test(c, built_in_text_is_long_enough_for_the_defaults);
     suite_add_tcase(suite, c);

@@ -13,17 +13,24 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* One line on stderr; text may be a policy's or a file's. */
+static void write_line(const char *kind, const char *text) {
+    fprintf(stderr, "kvcompare: %s", kind);
+    cmp_text_put(stderr, text, strlen(text));
+    fputc('\n', stderr);
+}
+
 int cmp_complain(int code, const char *format, ...) {
     cmp_progress_end();
     if (cmp_interrupted()) {
         return CMP_EXIT_INTERRUPTED;
     }
+    char text[4096];
     va_list args;
     va_start(args, format);
-    fputs("kvcompare: ", stderr);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
+    vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    write_line("", text);
     return code;
 }
 
@@ -60,7 +67,7 @@ void cmp_log(void *user, uint32_t level, const char *text) {
             snprintf(seen[n_seen++], sizeof *seen, "%s", text);
         }
         cmp_progress_end();
-        fprintf(stderr, "kvcompare: %s: %s\n", level < KVC_LOG_WARN ? "note" : "warning", text);
+        write_line(level < KVC_LOG_WARN ? "note: " : "warning: ", text);
     }
     pthread_mutex_unlock(&lock);
 }

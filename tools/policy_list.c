@@ -106,6 +106,16 @@ static void param_line(FILE *out, const kvc_param *p) {
     cmp_text_wrap(out, "      ", p->help != NULL ? p->help : "", WIDTH);
 }
 
+/* Not wrapped: a path is there to be copied. */
+static void head_line(FILE *out, const char *name, const char *what, const char *file) {
+    cmp_text_put(out, name, strlen(name));
+    fputs(strcmp(what, "BROKEN") == 0 ? "  " : " ", out);
+    cmp_text_put(out, what, strlen(what));
+    fputs("  ", out);
+    cmp_text_put(out, file, strlen(file));
+    fputc('\n', out);
+}
+
 void cmp_list_text(FILE *out, const kvc_policies *list) {
     const char *path = kvc_policies_path(list);
     uint32_t n = kvc_policies_count(list);
@@ -119,10 +129,12 @@ void cmp_list_text(FILE *out, const kvc_policies *list) {
         }
         const char *file = info.path[0] != '\0' ? info.path : "linked in";
         if (info.status < 0) {
-            fprintf(out, "%s  BROKEN  %s\n", info.name, file);
+            head_line(out, info.name, "BROKEN", file);
             cmp_text_wrap(out, "  ", info.error, WIDTH);
         } else {
-            fprintf(out, "%s %s  ABI %u  %s\n", info.name, info.version, info.abi, file);
+            char what[128];
+            snprintf(what, sizeof what, "%.100s  ABI %u", info.version, info.abi);
+            head_line(out, info.name, what, file);
             cmp_text_wrap(out, "  ", info.summary, WIDTH);
         }
         for (uint32_t k = 0; k < info.n_param; k++) {

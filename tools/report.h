@@ -46,9 +46,12 @@ const char *cmp_note_mark(unsigned notes);
 void cmp_note_write(FILE *out, const cmp_report *r, const char *prefix, int width);
 /** A figure as a person reads it, "-" when it isn't known. */
 const char *cmp_figure_human(const cmp_row *row, unsigned figure, char *buf, size_t cap);
+/** Writes n bytes of a text that may come from anywhere: control characters and what isn't UTF-8 as
+ * question marks. */
+void cmp_text_put(FILE *out, const char *text, size_t n);
 /** Columns that UTF-8 text takes, one per character. */
 int cmp_text_width(const char *text);
-/** Writes text in lines of at most width columns, prefix before each. */
+/** Writes text in lines of at most width columns, prefix before each, as cmp_text_put() does. */
 void cmp_text_wrap(FILE *out, const char *prefix, const char *text, int width);
 /** Writes n blanks. */
 void cmp_text_pad(FILE *out, int n);

@@ -201,7 +201,9 @@ typedef struct kvc_host {
     /** [any] Records one sentence (copied) for the user and returns code: `return host->fail(ctx,
      * KVC_E_PARAM, …)`. */
     int32_t (*fail)(void *ctx, int32_t code, const char *text);
-    /** [any] Passes one line to the program's log. */
+    /** [any] Passes one line to the program's log. In it as in the texts of fail(), control
+     * characters and what isn't UTF-8 become question marks, and what is beyond 1023 bytes is cut
+     * off. */
     void (*log)(void *ctx, uint32_t level, const char *text);
     /** [any] Calls fn(arg, i) for i in [0, n) and returns when all are done: in [decode] functions
      * on the engine's threads, several at once; wherever these have work already, as in [worker],

@@ -108,6 +108,35 @@ policies() {
     done
 }
 
+# polite: nothing of the last run but text and line ends.
+polite() {
+    "$python" - "$tmp/out" "$tmp/err" <<'EOF' || bad "control characters: $*"
+import sys, unicodedata
+for path in sys.argv[1:]:
+    for c in open(path, encoding="utf-8").read():
+        if unicodedata.category(c) == "Cc" and c != "\n":
+            sys.exit(repr(c))
+EOF
+}
+
+# A policy whose texts would redden a terminal.
+rude() {
+    KVC_POLICY_PATH=$plugins code 0 --list
+    polite --list
+    grep -q 't_rude 1?\[0m' "$tmp/out" || bad 'no t_rude in --list'
+    grep -q 'summary ?\[31mred?line?' "$tmp/out" || bad 'no summary of t_rude'
+    KVC_POLICY_PATH=$plugins code 0 --list=json
+    polite --list=json
+    compare 0 -v --rounds 0 -p "$plugins/t_rude.so"
+    polite log
+    says 'warning: log ?[31mred?line?'
+    compare 2 -p "$plugins/t_rude.so:mood=x"
+    polite choices
+    compare 1 -p "$plugins/t_rude.so:mood=$(printf 'f\033[1mail')"
+    polite fail
+    says 'fail ?[31mred'
+}
+
 text() {
     compare 2 -p full --ctx 100000
     says 'built-in text'
@@ -217,6 +246,7 @@ interrupt() {
 usage
 listing
 policies
+rude
 text
 report
 chain
