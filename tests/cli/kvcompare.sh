@@ -176,6 +176,12 @@ report() {
     holds '[s["payload_bytes"] > 0 for s in p[0]["stages"]] == [False, True, False]'
     holds '[s["worker_ms"] > 0 for s in p[0]["stages"]] == [False, True, False]'
     holds '[s["tier_ms"] > 0 or s["n_put"] > 0 for s in p[0]["stages"]][:2] == [False, False]'
+    # Pages that a tier keeps in memory cost what pages cost; on a disk no memory.
+    compare 0 -p "full,$plugins/t_tier.so:memory=on,$plugins/t_tier.so,quant8+$plugins/t_tier.so:memory=on,quant8" \
+        -o json --rounds 0
+    holds '[x["memory"]["bytes_per_token"] for x in p[:2]] == 2 * [p[0]["memory"]["bytes_per_token"]] != [0, 0]'
+    holds 'p[2]["memory"]["bytes_per_token"] == 0 and p[2]["memory"]["disk_bytes"] > 0'
+    holds 'p[3]["memory"]["bytes_per_token"] == p[4]["memory"]["bytes_per_token"] > 0'
     compare 0 -p none -o json --baseline none
     holds 'p[0]["divergence"]["kld"]["max"] == 0 and p[0]["divergence"]["ppl_ratio"] == 1'
     compare 0 -p full -o json --compute int8 --rounds 0
