@@ -9,6 +9,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 /* ---------------------------------------------------------------- text */
@@ -46,6 +47,16 @@ void cmp_text_put(FILE *out, const char *text, size_t n) {
         }
         i += len > 0 ? len : 1;
     }
+}
+
+int cmp_text_columns(void) {
+    const char *said = getenv("COLUMNS");
+    struct winsize size = {0};
+    long n = said != NULL ? strtol(said, NULL, 10) : 0;
+    if (n <= 0 && isatty(STDOUT_FILENO) && ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0) {
+        n = size.ws_col;
+    }
+    return n <= 0 || n > CMP_WIDTH ? CMP_WIDTH : n < CMP_LEAST_WIDTH ? CMP_LEAST_WIDTH : (int)n;
 }
 
 int cmp_text_width(const char *text) {
