@@ -802,8 +802,9 @@ typedef struct kvc_host_file {
     uint32_t struct_size; /**< sizeof in the host */
     uint32_t pad;         /**< 0 */
     /** [control] Makes a file in dir, which exists; NULL or "": in the user's cache directory,
-     * which is made if need be. KVC_E_IO, KVC_E_NOT_FOUND, KVC_E_NOMEM; the sentence is recorded as
-     * by host->fail(). */
+     * which is made if need be; when that can't be, the sentence asks for a parameter `dir`, so
+     * have one. KVC_E_IO, KVC_E_NOT_FOUND, KVC_E_NOMEM; the sentence is recorded as by
+     * host->fail(). */
     int32_t (*open)(void *ctx, const char *dir, kvc_file **out);
     /** [control] Closes it; NULL is legal. */
     void (*close)(void *ctx, kvc_file *file);

@@ -137,6 +137,13 @@ rude() {
     says 'fail ?[31mred'
 }
 
+unwritable() {
+    XDG_CACHE_HOME=/dev/null/x compare 2 -p offload
+    says "policy 'offload' can't be created: /dev/null/x/kvc: can't be made"
+    says 'dir=PATH'
+    XDG_CACHE_HOME=/dev/null/x compare 0 --rounds 0 -p "offload:dir=$tmp"
+}
+
 text() {
     compare 2 -p full --ctx 100000
     says 'built-in text'
@@ -253,6 +260,7 @@ usage
 listing
 policies
 rude
+unwritable
 text
 report
 chain
