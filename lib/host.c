@@ -101,14 +101,25 @@ static int32_t refuse(const kvc__stage *st, int32_t code, const char *text) {
     return host_fail((void *)(uintptr_t)st, code, text);
 }
 
+#define NO_LANE "there is no such layer or head in the store"
+
 /* The lane of (layer, head), or a failure when there is none. */
 static int32_t lane_of(const kvc__stage *st, uint32_t layer, uint32_t head, uint32_t *lane) {
     const kvc__store *s = st->stack != NULL ? st->stack->store : NULL;
     if (s == NULL || layer >= st->stack->n_layer || head >= st->stack->n_head_kv[layer]) {
-        return refuse(st, KVC_E_RANGE, "there is no such layer or head in the store");
+        return refuse(st, KVC_E_RANGE, NO_LANE);
     }
     *lane = s->lane0[layer] + head;
     return KVC_OK;
+}
+
+/* The answer of a call about live entries [first, first + n), with its reason. */
+static int32_t about_entries(const kvc__stage *st, int32_t rc) {
+    return rc == KVC_E_RANGE ? refuse(st, rc,
+                                      "there are fewer live entries: first + n is to be at "
+                                      "most count()")
+           : rc == KVC_E_ARG ? refuse(st, rc, "entries that are read or written want a place")
+                             : rc;
 }
 
 static uint32_t store_count(void *ctx, uint32_t layer, uint32_t head) {
@@ -122,7 +133,7 @@ static int32_t store_pos(void *ctx, uint32_t layer, uint32_t head, uint32_t firs
     const kvc__stage *st = ctx;
     uint32_t lane;
     KVC_TRY(lane_of(st, layer, head, &lane));
-    return kvc__store_read_pos(st->stack->store, lane, first, n, out);
+    return about_entries(st, kvc__store_read_pos(st->stack->store, lane, first, n, out));
 }
 
 /* A stage's number of a column to the store's. */
@@ -148,7 +159,7 @@ static int32_t store_get(void *ctx, uint32_t layer, uint32_t head, uint32_t col,
     uint32_t lane, c;
     KVC_TRY(lane_of(st, layer, head, &lane));
     KVC_TRY(column_of(st, col, false, &c));
-    return kvc__store_column_get(st->stack->store, lane, c, first, n, out);
+    return about_entries(st, kvc__store_column_get(st->stack->store, lane, c, first, n, out));
 }
 
 static int32_t store_set(void *ctx, uint32_t layer, uint32_t head, uint32_t col, uint32_t first,
@@ -157,7 +168,7 @@ static int32_t store_set(void *ctx, uint32_t layer, uint32_t head, uint32_t col,
     uint32_t lane, c;
     KVC_TRY(lane_of(st, layer, head, &lane));
     KVC_TRY(column_of(st, col, true, &c));
-    return kvc__store_column_set(st->stack->store, lane, c, first, n, in);
+    return about_entries(st, kvc__store_column_set(st->stack->store, lane, c, first, n, in));
 }
 
 static int32_t may_evict(const kvc__stage *st, uint32_t layer) {
@@ -176,7 +187,7 @@ static int32_t may_evict(const kvc__stage *st, uint32_t layer) {
 /* Heads [*head, *end) that a call means. */
 static int32_t heads_of(const kvc__stage *st, uint32_t layer, uint32_t *head, uint32_t *end) {
     if (st->stack == NULL || st->stack->store == NULL || layer >= st->stack->n_layer) {
-        return KVC_E_RANGE;
+        return refuse(st, KVC_E_RANGE, NO_LANE);
     }
     const uint32_t n = st->stack->n_head_kv[layer];
     if (*head == KVC_ALL) {
@@ -185,7 +196,7 @@ static int32_t heads_of(const kvc__stage *st, uint32_t layer, uint32_t *head, ui
         return KVC_OK;
     }
     *end = *head + 1;
-    return *head < n ? KVC_OK : KVC_E_RANGE;
+    return *head < n ? KVC_OK : refuse(st, KVC_E_RANGE, NO_LANE);
 }
 
 static int32_t store_keep(void *ctx, uint32_t layer, uint32_t head, const uint32_t *index,
@@ -208,6 +219,9 @@ static int32_t store_drop(void *ctx, uint32_t layer, uint32_t head, int32_t firs
     uint32_t end;
     KVC_TRY(heads_of(st, layer, &head, &end));
     KVC_TRY(may_evict(st, layer));
+    if (first > last) {
+        return refuse(st, KVC_E_RANGE, "drop() wants a first position that isn't beyond its end");
+    }
     for (; head < end; head++) {
         KVC_TRY(
             kvc__store_drop(st->stack->store, st->stack->store->lane0[layer] + head, first, last));
@@ -220,7 +234,7 @@ static int32_t store_read(void *ctx, uint32_t layer, uint32_t head, uint32_t fir
     const kvc__stage *st = ctx;
     uint32_t lane;
     KVC_TRY(lane_of(st, layer, head, &lane));
-    return kvc__store_read(st->stack->store, layer, head, first, n, k, v);
+    return about_entries(st, kvc__store_read(st->stack->store, layer, head, first, n, k, v));
 }
 
 static int32_t store_page(void *ctx, uint32_t layer, uint32_t head, uint32_t page, int32_t *out) {
@@ -228,8 +242,11 @@ static int32_t store_page(void *ctx, uint32_t layer, uint32_t head, uint32_t pag
     uint32_t lane;
     KVC_TRY(lane_of(st, layer, head, &lane));
     const kvc__lane *l = &st->stack->store->lane[lane];
-    if (page >= l->n_page || out == NULL) {
-        return KVC_E_RANGE;
+    if (page >= l->n_page) {
+        return refuse(st, KVC_E_RANGE, "there is no such sealed page in the lane");
+    }
+    if (out == NULL) {
+        return refuse(st, KVC_E_ARG, "page() wants a place for positions");
     }
     if (l->page[page].slot == KVC__NO_SLOT) {
         return 0;

@@ -50,10 +50,15 @@ static int32_t hook_status(const kvc__stack *s, int32_t code) {
     return code == KVC_E_NOMEM || tier ? code : KVC_E_POLICY;
 }
 
+/* Whether a failing answer is a failure of status.h. */
+static bool is_status(int32_t code) {
+    return code < 0 && strcmp(kvc_status_name(code), "KVC_E_?") != 0;
+}
+
 int32_t kvc__stage_create_failed(kvc__stage *st, const char *call, int32_t code, kvc__err *err) {
     kvc__err said;
     stage_said(st, &said);
-    if (code > 0 || strcmp(kvc_status_name(code), "KVC_E_?") == 0) {
+    if (!is_status(code)) {
         return kvc__fail(err, KVC_E_POLICY, "policy '%s': %s answered %d, which is no status",
                          st->policy.desc.name, call, (int)code);
     }
@@ -283,6 +288,9 @@ int32_t kvc__stage_failed(kvc__stage *st, int32_t code, const char *call, uint32
     }
     if (layer != KVC_ALL) {
         snprintf(where, sizeof where, "layer %u, ", layer);
+    }
+    if (said.text[0] == '\0' && !is_status(code)) {
+        snprintf(said.text, sizeof said.text, "it answered %d, which is no status", (int)code);
     }
     const char *text = said.text[0] != '\0' ? said.text : kvc_status_text(code);
     const int32_t status = st == tier ? code : hook_status(st->stack, code);

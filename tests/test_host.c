@@ -408,9 +408,32 @@ static int32_t look_at_pages(const kvc_host *host, const kvc_host_store *store, 
     }
     ck_assert_int_eq(store->page(host->ctx, 1, 1, n_want / KVC_PAGE, pos), KVC_E_RANGE);
     ck_assert_int_eq(store->page(host->ctx, 1, n_head_kv, 0, pos), KVC_E_RANGE);
-    ck_assert_int_eq(store->page(host->ctx, 1, 1, 0, NULL), KVC_E_RANGE);
+    ck_assert_int_eq(store->page(host->ctx, 1, 1, 0, NULL), KVC_E_ARG);
     return KVC_OK;
 }
+
+/* What a tick finds: a full page is sealed, and of no page is more open than came since. */
+static int32_t look_at_seal(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    int32_t pos[KVC_PAGE];
+    n_called++;
+    ck_assert_int_eq(store->page(host->ctx, layer, 0, n_want / KVC_PAGE - 1, pos), KVC_PAGE);
+    ck_assert_int_eq(store->drop(host->ctx, layer, KVC_ALL, -5, -5), KVC_OK);
+    ck_assert_int_eq(store->drop(host->ctx, layer, KVC_ALL, -5, 0), KVC_OK);
+    ck_assert_int_eq(store->drop(host->ctx, layer, KVC_ALL, 5000, 6000), KVC_OK);
+    ck_assert_uint_eq(store->count(host->ctx, layer, 0), n_want);
+    return KVC_OK;
+}
+
+START_TEST(a_full_page_is_sealed_before_the_tick) {
+    probe.flags = KVC_PLAN_EVICTS;
+    probe.page_end = look_at_seal;
+    kvc_session *s = session_of_probe();
+    for (n_want = 64; n_want <= 256; n_want += 64) {
+        feed(s, 64);
+    }
+    kvc_session_close(s);
+}
+END_TEST
 
 START_TEST(pages_have_positions) {
     probe.end = look_at_pages;
@@ -537,6 +560,36 @@ static int32_t keep_nonsense(const kvc_host *host, const kvc_host_store *store, 
     return store->keep(host->ctx, layer, KVC_ALL, index, 2);
 }
 
+static int32_t drop_backwards(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    return store->drop(host->ctx, layer, KVC_ALL, 50, 49);
+}
+static int32_t read_beyond(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    float k[32];
+    return store->read(host->ctx, layer, 0, store->count(host->ctx, layer, 0), 1, k, NULL);
+}
+static int32_t read_far_beyond(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    float k[32];
+    return store->read(host->ctx, layer, 0, UINT32_MAX - 1, 4, k, NULL);
+}
+static int32_t pos_beyond(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    int32_t pos[65];
+    return store->pos(host->ctx, layer, 0, 0, 65, pos);
+}
+static int32_t get_nowhere(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    return store->get(host->ctx, layer, 0, 0, 0, 1, NULL);
+}
+static int32_t page_beyond(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    int32_t pos[KVC_PAGE];
+    return store->page(host->ctx, layer, 0, 99, pos);
+}
+static int32_t evict_no_head(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    return store->drop(host->ctx, layer, n_head_kv, 0, 1);
+}
+static int32_t positive(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    (void)host, (void)store, (void)layer;
+    return 5;
+}
+
 #define NO_LANE   "there is no such layer or head in the store"
 #define NO_COLUMN "there is no such column: set n_column or KVC_OBSERVE_MASS in the plan"
 
@@ -556,6 +609,15 @@ static const struct {
     {evict, NULL, KVC_PLAN_EVICTS, "evicting is for page_end() and end() alone"},
     {NULL, evict_elsewhere, KVC_PLAN_EVICTS, "page_end() may evict in its own layer alone"},
     {NULL, keep_nonsense, KVC_PLAN_EVICTS, "keep() wants ascending numbers below count()"},
+    {NULL, drop_backwards, KVC_PLAN_EVICTS, "drop() wants a first position that isn't beyond its"},
+    {NULL, read_beyond, 0, "there are fewer live entries"},
+    {NULL, read_far_beyond, 0, "there are fewer live entries"},
+    {NULL, pos_beyond, 0, "there are fewer live entries"},
+    {NULL, get_nowhere, 0, "entries that are read or written want a place"},
+    {NULL, page_beyond, 0, "there is no such sealed page in the lane"},
+    {NULL, evict_no_head, KVC_PLAN_EVICTS, NO_LANE},
+    {NULL, positive, 0, "it answered 5, which is no status"},
+    {positive, NULL, 0, "it answered 5, which is no status"},
 };
 
 /* A refusal that the policy passes on is the user's to read. */
@@ -604,6 +666,7 @@ int main(void) {
     tcase_add_test(tc, entries_have_positions);
     tcase_add_test(tc, there_is_no_store_yet_in_create);
     tcase_add_test(tc, pages_have_positions);
+    tcase_add_test(tc, a_full_page_is_sealed_before_the_tick);
     tcase_add_test(tc, columns_stay_with_their_entries);
     tcase_add_test(tc, mass_sums_to_one_per_query);
     tcase_add_loop_test(tc, refusals_reach_the_user, 0, (int)(sizeof refusals / sizeof *refusals));
