@@ -45,9 +45,12 @@ static int32_t check_run(kvc_session *s, const kvc_run *r) {
     if (r->token == NULL || r->n_token == 0) {
         return kvc__fail(&s->err, KVC_E_ARG, "a run without tokens: give at least one");
     }
-    if (r->wants > KVC_WANT_LIST || (r->wants == KVC_WANT_LIST && r->want == NULL)) {
-        return kvc__fail(&s->err, KVC_E_ARG,
-                         "a run's wants is no KVC_WANT_ value, or its list is NULL");
+    if (r->wants > KVC_WANT_LIST) {
+        return kvc__fail(&s->err, KVC_E_ARG, "a run's wants is %u, which is no KVC_WANT_ value",
+                         r->wants);
+    }
+    if (r->wants == KVC_WANT_LIST && r->want == NULL) {
+        return kvc__fail(&s->err, KVC_E_ARG, "a run with KVC_WANT_LIST has no list: set want");
     }
     if (r->n_token > s->n_ctx - s->n_token) {
         return kvc__fail(&s->err, KVC_E_FULL,
@@ -270,17 +273,15 @@ int32_t kvc_session_get_stage(const kvc_session *session, uint32_t i, kvc_stage_
         return KVC_E_RANGE;
     }
     kvc__stage *st = session->stack.stage[i];
-    const int64_t memory = (int64_t)atomic_load(&st->mem.used) + atomic_load(&st->other);
-    const int64_t disk = atomic_load(&st->disk), peak = atomic_load(&st->peak);
     kvc_claims claims;
     kvc__stack_claims(st, &claims);
     const bool format = (st->plan.answers & KVC_ANSWERS_FORMAT) != 0;
     const kvc__store *store = &session->store;
     const kvc_stage_stats s = {.name = st->policy.desc.name,
                                .path = st->policy.path != NULL ? st->policy.path : "",
-                               .memory_bytes = memory > 0 ? (uint64_t)memory : 0,
-                               .peak_bytes = peak > 0 ? (uint64_t)peak : 0,
-                               .disk_bytes = disk > 0 ? (uint64_t)disk : 0,
+                               .memory_bytes = kvc__stage_memory(st),
+                               .peak_bytes = atomic_load(&st->peak),
+                               .disk_bytes = kvc__stage_disk(st),
                                .hook_ns = st->hook_ns,
                                .n_evicted = claims.n_evicted,
                                .n_selected = claims.n_selected,

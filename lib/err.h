@@ -13,7 +13,7 @@ typedef struct kvc__err {
 } kvc__err;
 
 /** Writes the sentence (printf style; err may be NULL) and returns code. Over-long text is cut at a
- * character. */
+ * character; control characters and what isn't UTF-8 become question marks. */
 int32_t kvc__fail(kvc__err *err, int32_t code, const char *format, ...)
 #if defined(__GNUC__)
     __attribute__((format(printf, 3, 4)))

@@ -13,8 +13,8 @@
 /* ---------------------------------------------------------------- basic services */
 
 static void note_peak(kvc__stage *st) {
-    int64_t now = (int64_t)atomic_load(&st->mem.used) + atomic_load(&st->other);
-    int64_t peak = atomic_load(&st->peak);
+    const uint64_t now = kvc__stage_memory(st);
+    uint64_t peak = atomic_load(&st->peak);
     while (now > peak && !atomic_compare_exchange_weak(&st->peak, &peak, now)) {
     }
 }
@@ -32,6 +32,8 @@ static void *host_realloc(void *ctx, void *p, size_t old_size, size_t new_size, 
     return q;
 }
 
+/* Sums may be below 0 for a moment, when threads tell of what they gave and took in another order;
+ * whoever reads them takes that for 0. */
 static void host_account(void *ctx, uint32_t kind, int64_t delta) {
     kvc__stage *st = ctx;
     if (kind == KVC_BYTES_MEMORY) {
@@ -52,8 +54,10 @@ static int32_t host_fail(void *ctx, int32_t code, const char *text) {
 
 static void host_log(void *ctx, uint32_t level, const char *text) {
     const kvc__stage *st = ctx;
+    kvc__err line; /* as sentences are: one line, nothing in it that a terminal acts on */
     if (st->log != NULL && text != NULL) {
-        st->log(st->log_user, level, text);
+        (void)kvc__fail(&line, KVC_OK, "%s", text);
+        st->log(st->log_user, level, line.text);
     }
 }
 
@@ -97,14 +101,25 @@ static int32_t refuse(const kvc__stage *st, int32_t code, const char *text) {
     return host_fail((void *)(uintptr_t)st, code, text);
 }
 
+#define NO_LANE "there is no such layer or head in the store"
+
 /* The lane of (layer, head), or a failure when there is none. */
 static int32_t lane_of(const kvc__stage *st, uint32_t layer, uint32_t head, uint32_t *lane) {
     const kvc__store *s = st->stack != NULL ? st->stack->store : NULL;
     if (s == NULL || layer >= st->stack->n_layer || head >= st->stack->n_head_kv[layer]) {
-        return refuse(st, KVC_E_RANGE, "there is no such layer or head in the store");
+        return refuse(st, KVC_E_RANGE, NO_LANE);
     }
     *lane = s->lane0[layer] + head;
     return KVC_OK;
+}
+
+/* The answer of a call about live entries [first, first + n), with its reason. */
+static int32_t about_entries(const kvc__stage *st, int32_t rc) {
+    return rc == KVC_E_RANGE ? refuse(st, rc,
+                                      "there are fewer live entries: first + n is to be at "
+                                      "most count()")
+           : rc == KVC_E_ARG ? refuse(st, rc, "entries that are read or written want a place")
+                             : rc;
 }
 
 static uint32_t store_count(void *ctx, uint32_t layer, uint32_t head) {
@@ -118,7 +133,7 @@ static int32_t store_pos(void *ctx, uint32_t layer, uint32_t head, uint32_t firs
     const kvc__stage *st = ctx;
     uint32_t lane;
     KVC_TRY(lane_of(st, layer, head, &lane));
-    return kvc__store_read_pos(st->stack->store, lane, first, n, out);
+    return about_entries(st, kvc__store_read_pos(st->stack->store, lane, first, n, out));
 }
 
 /* A stage's number of a column to the store's. */
@@ -144,7 +159,7 @@ static int32_t store_get(void *ctx, uint32_t layer, uint32_t head, uint32_t col,
     uint32_t lane, c;
     KVC_TRY(lane_of(st, layer, head, &lane));
     KVC_TRY(column_of(st, col, false, &c));
-    return kvc__store_column_get(st->stack->store, lane, c, first, n, out);
+    return about_entries(st, kvc__store_column_get(st->stack->store, lane, c, first, n, out));
 }
 
 static int32_t store_set(void *ctx, uint32_t layer, uint32_t head, uint32_t col, uint32_t first,
@@ -153,7 +168,7 @@ static int32_t store_set(void *ctx, uint32_t layer, uint32_t head, uint32_t col,
     uint32_t lane, c;
     KVC_TRY(lane_of(st, layer, head, &lane));
     KVC_TRY(column_of(st, col, true, &c));
-    return kvc__store_column_set(st->stack->store, lane, c, first, n, in);
+    return about_entries(st, kvc__store_column_set(st->stack->store, lane, c, first, n, in));
 }
 
 static int32_t may_evict(const kvc__stage *st, uint32_t layer) {
@@ -172,7 +187,7 @@ static int32_t may_evict(const kvc__stage *st, uint32_t layer) {
 /* Heads [*head, *end) that a call means. */
 static int32_t heads_of(const kvc__stage *st, uint32_t layer, uint32_t *head, uint32_t *end) {
     if (st->stack == NULL || st->stack->store == NULL || layer >= st->stack->n_layer) {
-        return KVC_E_RANGE;
+        return refuse(st, KVC_E_RANGE, NO_LANE);
     }
     const uint32_t n = st->stack->n_head_kv[layer];
     if (*head == KVC_ALL) {
@@ -181,7 +196,7 @@ static int32_t heads_of(const kvc__stage *st, uint32_t layer, uint32_t *head, ui
         return KVC_OK;
     }
     *end = *head + 1;
-    return *head < n ? KVC_OK : KVC_E_RANGE;
+    return *head < n ? KVC_OK : refuse(st, KVC_E_RANGE, NO_LANE);
 }
 
 static int32_t store_keep(void *ctx, uint32_t layer, uint32_t head, const uint32_t *index,
@@ -204,6 +219,9 @@ static int32_t store_drop(void *ctx, uint32_t layer, uint32_t head, int32_t firs
     uint32_t end;
     KVC_TRY(heads_of(st, layer, &head, &end));
     KVC_TRY(may_evict(st, layer));
+    if (first > last) {
+        return refuse(st, KVC_E_RANGE, "drop() wants a first position that isn't beyond its end");
+    }
     for (; head < end; head++) {
         KVC_TRY(
             kvc__store_drop(st->stack->store, st->stack->store->lane0[layer] + head, first, last));
@@ -216,7 +234,7 @@ static int32_t store_read(void *ctx, uint32_t layer, uint32_t head, uint32_t fir
     const kvc__stage *st = ctx;
     uint32_t lane;
     KVC_TRY(lane_of(st, layer, head, &lane));
-    return kvc__store_read(st->stack->store, layer, head, first, n, k, v);
+    return about_entries(st, kvc__store_read(st->stack->store, layer, head, first, n, k, v));
 }
 
 static int32_t store_page(void *ctx, uint32_t layer, uint32_t head, uint32_t page, int32_t *out) {
@@ -224,8 +242,11 @@ static int32_t store_page(void *ctx, uint32_t layer, uint32_t head, uint32_t pag
     uint32_t lane;
     KVC_TRY(lane_of(st, layer, head, &lane));
     const kvc__lane *l = &st->stack->store->lane[lane];
-    if (page >= l->n_page || out == NULL) {
-        return KVC_E_RANGE;
+    if (page >= l->n_page) {
+        return refuse(st, KVC_E_RANGE, "there is no such sealed page in the lane");
+    }
+    if (out == NULL) {
+        return refuse(st, KVC_E_ARG, "page() wants a place for positions");
     }
     if (l->page[page].slot == KVC__NO_SLOT) {
         return 0;

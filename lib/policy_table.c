@@ -79,37 +79,57 @@ static int32_t table_check(const kvc_policy *p, const char *path, kvc__err *err)
     return KVC_OK;
 }
 
-static int choices_valid(const kvc_param *row) {
+static const char *choices_wrong(const kvc_param *row) {
     int64_t n = 0;
-    if (row->choice == NULL) {
-        return 0;
+    if (row->choice == NULL || row->choice[0] == NULL) {
+        return "its choices are missing";
     }
     for (; row->choice[n] != NULL; n++) {
-        if (n == MAX_CHOICE || row->choice[n][0] == '\0' ||
-            strpbrk(row->choice[n], ":+,=") != NULL) {
-            return 0;
+        if (n == MAX_CHOICE) {
+            return "its choices are too many, or not ended by NULL";
+        }
+        if (row->choice[n][0] == '\0') {
+            return "one of its choices is empty";
+        }
+        if (strpbrk(row->choice[n], ":+,=") != NULL) {
+            return "one of its choices holds ':', '+', ',' or '='";
         }
     }
-    return row->def.i >= 0 && row->def.i < n;
+    return row->def.i < 0 || row->def.i >= n ? "its default is none of its choices" : NULL;
 }
 
-static int default_valid(const kvc_param *row) {
+static const char *float_wrong(const kvc_param *row) {
+    return !isfinite(row->min.f)   ? "its least is not finite"
+           : !isfinite(row->max.f) ? "its most is not finite"
+           : !isfinite(row->def.f) ? "its default is not finite"
+           : row->min.f <= row->def.f && row->def.f <= row->max.f
+               ? NULL
+               : "its default is not within its range";
+}
+
+/* What is wrong with a row's default, range and choices; NULL when nothing is. */
+static const char *value_wrong(const kvc_param *row) {
     switch (row->type) {
     case KVC_PARAM_INT:
     case KVC_PARAM_SIZE:
-        return row->min.i <= row->def.i && row->def.i <= row->max.i &&
-               (row->type == KVC_PARAM_INT || row->min.i >= 0);
+        return row->type == KVC_PARAM_SIZE && row->min.i < 0 ? "its least is negative"
+               : row->min.i <= row->def.i && row->def.i <= row->max.i
+                   ? NULL
+                   : "its default is not within its range";
     case KVC_PARAM_FLOAT:
-        return isfinite(row->min.f) && isfinite(row->max.f) && row->min.f <= row->def.f &&
-               row->def.f <= row->max.f;
+        return float_wrong(row);
     case KVC_PARAM_BOOL:
-        return row->def.i == 0 || row->def.i == 1;
+        return row->def.i == 0 || row->def.i == 1 ? NULL : "its default is neither 0 nor 1";
     case KVC_PARAM_BUDGET:
-        return kvc__budget_valid(row->def.i);
+        return kvc__budget_valid(row->def.i)
+                   ? NULL
+                   : "its default is no budget; write it with KVC_BUDGET()";
     case KVC_PARAM_STRING:
-        return row->def.s == NULL || strpbrk(row->def.s, ":+,") == NULL;
+        return row->def.s == NULL || strpbrk(row->def.s, ":+,") == NULL
+                   ? NULL
+                   : "its default holds ':', '+' or ','";
     default:
-        return choices_valid(row);
+        return choices_wrong(row);
     }
 }
 
@@ -130,15 +150,7 @@ static const char *param_wrong(const kvc_policy *p, uint32_t i) {
     if (row->help == NULL || row->help[0] == '\0') {
         return "its help is missing";
     }
-    if (!default_valid(row)) {
-        return row->type == KVC_PARAM_ENUM
-                   ? "its choices are missing or malformed, or its default is none of them"
-               : row->type == KVC_PARAM_STRING ? "its default holds ':', '+' or ','"
-               : row->type == KVC_PARAM_BUDGET
-                   ? "its default is no budget; write it with KVC_BUDGET()"
-                   : "its default is not within its range, or not finite";
-    }
-    return NULL;
+    return value_wrong(row);
 }
 
 /* Copies the rows, each by its own size, into an array of the host's. */

@@ -38,6 +38,7 @@ struct kvc__pool {
     bool crowded; /* more threads than cores: spinning keeps others from working */
     pthread_mutex_t mutex;
     pthread_cond_t wake;
+    atomic_bool running; /* a run is on: another one begun meanwhile stays with its caller */
 
     /* Each line below is written by other threads than the ones before it. */
     alignas(64) _Atomic uint64_t ticket;
@@ -152,7 +153,8 @@ static void open_run(kvc__pool *pool, uint32_t n, kvc__pool_fn fn, void *arg) {
 }
 
 void kvc__pool_run(kvc__pool *pool, uint32_t n, kvc__pool_fn fn, void *arg) {
-    if (n <= 1 || pool->n_thread == 1) {
+    if (n <= 1 || pool->n_thread == 1 ||
+        atomic_exchange_explicit(&pool->running, true, memory_order_acquire)) {
         for (uint32_t i = 0; i < n; i++) {
             fn(arg, i, 0);
         }
@@ -173,6 +175,7 @@ void kvc__pool_run(kvc__pool *pool, uint32_t n, kvc__pool_fn fn, void *arg) {
             sched_yield();
         }
     }
+    atomic_store_explicit(&pool->running, false, memory_order_release);
 }
 
 static int32_t start_workers(kvc__pool *pool, kvc__err *err) {
@@ -211,6 +214,7 @@ static int32_t create_idle(kvc__mem *mem, uint32_t n_thread, kvc__pool **out, kv
     pool->n_thread = n_thread;
     pool->crowded = n_thread > kvc__n_core();
     atomic_init(&pool->ticket, CLOSED);
+    atomic_init(&pool->running, false);
     *out = pool;
     return KVC_OK;
 nomem:

@@ -27,8 +27,9 @@ void kvc__pool_destroy(kvc__pool *pool);
 /** Threads, the caller included. */
 uint32_t kvc__pool_n_thread(const kvc__pool *pool);
 /** Calls fn(arg, i, thread) for every i in [0, n), in any order, on all threads; returns when all
- * are done and their writes are visible. One caller at a time; not from inside fn. Threads spin for
- * a short while for the next run, then sleep. */
+ * are done and their writes are visible. Threads spin for a short while for the next run, then
+ * sleep. A run that begins while another is on, from inside of its fn or from elsewhere, stays on
+ * the thread that calls, as thread 0: only an fn that uses no scratch may be run so. */
 void kvc__pool_run(kvc__pool *pool, uint32_t n, kvc__pool_fn fn, void *arg);
 
 #endif

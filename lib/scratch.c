@@ -143,8 +143,12 @@ int32_t kvc__scratch_open(kvc__mem *mem, const char *dir, kvc_file **out, kvc__e
         rc = f->fd >= 0 ? KVC_OK : fail_errno(err, errno, f->dir, "no scratch file can be made");
     }
     if (rc < 0) {
+        const bool chosen = dir != NULL && dir[0] != '\0';
         kvc__scratch_close(f);
-        return rc;
+        return chosen || rc == KVC_E_NOMEM || err == NULL
+                   ? rc
+                   : kvc__fail(err, rc, "%s; name a directory that can be written, dir=PATH",
+                               err->text);
     }
     f->direct = kvc__direct_fd(f->fd);
     *out = f;

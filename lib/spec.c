@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 /* A policy has at most 64 parameters (the registry checks it), so a stage can't need more. */
 #define MAX_PAIR 64u
@@ -182,8 +183,9 @@ bool kvc__text_integer(const char *text, bool bytes, int64_t *out) {
         return false;
     }
     value <<= shift;
-    if (bytes) {
-        p += shift > 0 && p[0] == 'i' && p[1] == 'B';
+    if (bytes && shift > 0 && strcmp(p, "iB") == 0) {
+        p += 2;
+    } else if (bytes && shift == 0) {
         p += *p == 'B';
     }
     /* Negated as unsigned, since the least integer has no positive counterpart. */
@@ -340,12 +342,13 @@ static void allowed_add(text *t, const kvc_param *row) {
     }
     if (row->type == KVC_PARAM_BUDGET) {
         text_add(t, "tokens per lane (512, 2K; at most 2147483647), a share of n_ctx (25%, 12.5%; "
-                    "at most 100%), or bytes with a B (8MiB)");
+                    "at most 100%), or whole bytes in B, KiB, MiB or GiB (8MiB)");
         return;
     }
-    text_add(t, row->type == KVC_PARAM_FLOAT  ? "a number from "
-                : row->type == KVC_PARAM_SIZE ? "bytes (K, M, G may follow) from "
-                                              : "an integer from ");
+    text_add(t, row->type == KVC_PARAM_FLOAT ? "a number from "
+                : row->type == KVC_PARAM_SIZE
+                    ? "whole bytes (KiB, MiB, GiB, or K, M, G may follow) from "
+                    : "an integer from ");
     value_add(t, row, row->min);
     text_add(t, " to ");
     value_add(t, row, row->max);
@@ -375,6 +378,31 @@ static void nearest_add(text *t, const kvc_policy *policy, const kvc_param *row,
     }
 }
 
+/* What to write instead of a size whose unit is another's: 8MB, 64kib, 1.5MiB. */
+static void unit_add(text *t, const kvc_param *row, const char *value) {
+    static const char *const behind[] = {"", "b", "ib"};
+    const size_t n = strspn(value, "0123456789."), rest = n < strlen(value) ? n + 1 : n;
+    const char unit = (char)(value[n] & ~0x20); /* in upper case */
+    char right[64];
+    size_t known = 0;
+    while (known < 3 && strcasecmp(value + rest, behind[known]) != 0) {
+        known++;
+    }
+    const bool counts = row->type == KVC_PARAM_INT || (row->type == KVC_PARAM_BUDGET && known == 0);
+    if (n == 0 || n > 20 || known == 3 || (unit != 'K' && unit != 'M' && unit != 'G') ||
+        (row->type == KVC_PARAM_INT && known != 0)) {
+        return;
+    }
+    if (memchr(value, '.', n) != NULL) {
+        snprintf(right, sizeof right, "; it is a whole number, so take a smaller unit");
+    } else if (counts) {
+        snprintf(right, sizeof right, "; did you mean %.*s%c?", (int)n, value, unit);
+    } else {
+        snprintf(right, sizeof right, "; write %.*s%ciB, in powers of 1024", (int)n, value, unit);
+    }
+    text_add(t, right);
+}
+
 static int32_t value_fail(const kvc_policy *policy, const kvc_param *row, const char *value,
                           kvc__err *err) {
     char words[512] = "";
@@ -382,6 +410,9 @@ static int32_t value_fail(const kvc_policy *policy, const kvc_param *row, const 
     allowed_add(&t, row);
     if (row->type == KVC_PARAM_ENUM) {
         nearest_add(&t, policy, row, value);
+    } else if (row->type == KVC_PARAM_INT || row->type == KVC_PARAM_SIZE ||
+               row->type == KVC_PARAM_BUDGET) {
+        unit_add(&t, row, value);
     }
     return kvc__fail(err, KVC_E_PARAM, "policy %s: %s=%.60s is not allowed; give %s", policy->name,
                      row->name, value, words);

@@ -53,9 +53,8 @@ const kvc_param *kvc__param_row(const kvc_policy *policy, uint32_t i);
 /** Edits (insert, delete, replace a character) from a to b; UINT32_MAX when they are too different
  * for one to be a misspelling of the other. */
 uint32_t kvc__text_distance(const char *a, const char *b);
-/** Reads all of text as an integer, with K, M or G (powers of 1024), and for bytes a B or iB
- * behind.
- */
+/** Reads all of text as an integer, with K, M or G (powers of 1024) behind; bytes: also B, KiB, MiB
+ * or GiB. KB, MB and GB are refused: half of their readers take them for powers of 1000. */
 bool kvc__text_integer(const char *text, bool bytes, int64_t *out);
 /** Reads a decimal number with '.', whatever the program's locale says; all of text must be one.
  * What overflows is infinite. */

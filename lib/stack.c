@@ -50,18 +50,26 @@ static int32_t hook_status(const kvc__stack *s, int32_t code) {
     return code == KVC_E_NOMEM || tier ? code : KVC_E_POLICY;
 }
 
+/* Whether a failing answer is a failure of status.h. */
+static bool is_status(int32_t code) {
+    return code < 0 && strcmp(kvc_status_name(code), "KVC_E_?") != 0;
+}
+
 int32_t kvc__stage_create_failed(kvc__stage *st, const char *call, int32_t code, kvc__err *err) {
     kvc__err said;
     stage_said(st, &said);
-    if (code > 0) {
+    if (!is_status(code)) {
         return kvc__fail(err, KVC_E_POLICY, "policy '%s': %s answered %d, which is no status",
                          st->policy.desc.name, call, (int)code);
     }
-    const char *text = said.text[0] != '\0' ? said.text : kvc_status_text(code);
     const bool callers = code == KVC_E_PARAM || code == KVC_E_NOMEM || code == KVC_E_UNSUPPORTED ||
                          code == KVC_E_IO || code == KVC_E_NOT_FOUND;
+    if (said.text[0] == '\0') {
+        snprintf(said.text, sizeof said.text, "%s answered %s, %s", call, kvc_status_name(code),
+                 kvc_status_text(code));
+    }
     return kvc__fail(err, callers ? code : KVC_E_POLICY, "policy '%s' can't be created: %s",
-                     st->policy.desc.name, text);
+                     st->policy.desc.name, said.text);
 }
 
 /* Loads one stage's policy, or takes that of a stage like it; resolves its parameters and calls
@@ -96,6 +104,29 @@ static int32_t stage_create(kvc__stack *s, kvc__stage *st, const kvc__stack_env 
     return st->created ? KVC_OK : kvc__stage_create_failed(st, "create", rc, err);
 }
 
+/* A destroyed instance holds nothing: a warning when its figures say otherwise. */
+static void tell_of_rest(const kvc__stage *st) {
+    const long long left = (long long)kvc__stage_memory(st);
+    const long long other = (long long)atomic_load(&st->other);
+    const long long disk = (long long)atomic_load(&st->disk);
+    char text[256];
+    if (!st->created || st->log == NULL) {
+        return;
+    }
+    if (left > 0) {
+        snprintf(text, sizeof text, "policy '%s' didn't give back %lld bytes", st->policy.desc.name,
+                 left);
+        st->log(st->log_user, KVC_LOG_WARN, text);
+    }
+    if (other < 0 || disk < 0) {
+        snprintf(text, sizeof text,
+                 "policy '%s' broke its contract: what it accounted for comes to %lld bytes of %s; "
+                 "its figures can't be trusted",
+                 st->policy.desc.name, other < 0 ? other : disk, other < 0 ? "memory" : "files");
+        st->log(st->log_user, KVC_LOG_WARN, text);
+    }
+}
+
 /* Drops a stack's hold of a stage; the last one destroys it. */
 static void stage_drop(kvc__stage *st) {
     if (st == NULL || --st->n_holder > 0) {
@@ -104,13 +135,7 @@ static void stage_drop(kvc__stage *st) {
     if (st->policy.api.destroy != NULL && (st->self != NULL || st->created)) {
         st->policy.api.destroy(st->self);
     }
-    const int64_t left = (int64_t)atomic_load(&st->mem.used) + atomic_load(&st->other);
-    if (st->created && left > 0 && st->log != NULL) {
-        char text[128];
-        snprintf(text, sizeof text, "policy '%s' didn't give back %lld bytes", st->policy.desc.name,
-                 (long long)left);
-        st->log(st->log_user, KVC_LOG_WARN, text);
-    }
+    tell_of_rest(st);
     kvc__tier_close(&st->tier);
     kvc__free(st->home, st->format, st->n_layer * sizeof(kvc_format));
     kvc__free(st->home, st->value, st->policy.desc.n_param * sizeof(kvc_value));
@@ -263,6 +288,9 @@ int32_t kvc__stage_failed(kvc__stage *st, int32_t code, const char *call, uint32
     }
     if (layer != KVC_ALL) {
         snprintf(where, sizeof where, "layer %u, ", layer);
+    }
+    if (said.text[0] == '\0' && !is_status(code)) {
+        snprintf(said.text, sizeof said.text, "it answered %d, which is no status", (int)code);
     }
     const char *text = said.text[0] != '\0' ? said.text : kvc_status_text(code);
     const int32_t status = st == tier ? code : hook_status(st->stack, code);
@@ -431,6 +459,27 @@ static uint32_t clip_ranges(kvc_range *r, uint32_t n, int32_t low, int32_t pos) 
     return m;
 }
 
+/* What is wrong with n ranges of a policy's, in words; false when nothing is. */
+static bool ranges_wrong(const kvc_range *r, uint32_t n, char *text, size_t cap) {
+    if (n > KVC_MAX_RANGES) {
+        snprintf(text, cap, "it answered %u ranges, of at most %u", n, KVC_MAX_RANGES);
+        return true;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        if (r[i].end <= r[i].first) {
+            snprintf(text, cap, "its range %u, from %d to before %d, is empty", i, (int)r[i].first,
+                     (int)r[i].end);
+            return true;
+        }
+        if (r[i].first < (i > 0 ? r[i - 1].end : 0)) {
+            snprintf(text, cap, "its range %u begins at %d, before %d, where it may", i,
+                     (int)r[i].first, i > 0 ? (int)r[i - 1].end : 0);
+            return true;
+        }
+    }
+    return false;
+}
+
 int32_t kvc__stack_visible(const kvc__stack *s, uint32_t layer, int32_t pos, kvc_range *out,
                            uint32_t *n) {
     const uint32_t window = s->shape[layer].window;
@@ -439,13 +488,9 @@ int32_t kvc__stack_visible(const kvc__stack *s, uint32_t layer, int32_t pos, kvc
     out[0] = (kvc_range){0, pos + 1};
     if (s->visible != NULL) {
         m = s->visible->policy.api.visible(s->visible->self, layer, pos, out, KVC_MAX_RANGES);
-        if (m > KVC_MAX_RANGES) {
-            return KVC_E_POLICY;
-        }
-        for (uint32_t i = 0; i < m; i++) {
-            if (out[i].first < (i > 0 ? out[i - 1].end : 0) || out[i].end <= out[i].first) {
-                return KVC_E_POLICY;
-            }
+        char text[128];
+        if (ranges_wrong(out, m, text, sizeof text)) {
+            return s->visible->host.fail(s->visible, KVC_E_POLICY, text);
         }
     }
     m = clip_ranges(out, m, low, pos);
@@ -512,7 +557,7 @@ int32_t kvc__stack_blame(const kvc__stack *s, int32_t code, const char *call, ui
     if (said.text[0] != '\0') {
         text = said.text;
     } else if (strcmp(call, "visible") == 0) {
-        text = "its ranges are not ascending, or show again what they had hidden";
+        text = "its ranges show again what they had hidden";
     }
     return kvc__fail(err, hook_status(s, code),
                      "policy '%s' failed in %s (layer %u, head %u, position %d): %s [%s]",
@@ -528,12 +573,10 @@ void kvc__stack_claims(const kvc__stage *st, kvc_claims *out) {
 }
 
 void kvc__stack_bytes(const kvc__stack *s, uint64_t *memory, uint64_t *disk) {
-    int64_t m = 0, d = 0;
+    *memory = 0;
+    *disk = 0;
     for (uint32_t j = 0; j < s->n_stage; j++) {
-        kvc__stage *st = s->stage[j];
-        m += (int64_t)atomic_load(&st->mem.used) + atomic_load(&st->other);
-        d += atomic_load(&st->disk);
+        *memory += kvc__stage_memory(s->stage[j]);
+        *disk += kvc__stage_disk(s->stage[j]);
     }
-    *memory = m > 0 ? (uint64_t)m : 0;
-    *disk = d > 0 ? (uint64_t)d : 0;
 }

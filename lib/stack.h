@@ -46,9 +46,9 @@ typedef struct kvc__stage {
     kvc_format *format; /* [n_layer], the plan's */
     void *self;
     kvc__mem mem;               /* what it holds by the host's allocator */
-    atomic_int_least64_t other; /* accounted memory */
-    atomic_int_least64_t disk;  /* accounted files */
-    atomic_int_least64_t peak;  /* the most of mem + other */
+    atomic_int_least64_t other; /* accounted memory; a policy's word, so it may be negative */
+    atomic_int_least64_t disk;  /* accounted files, the same */
+    atomic_uint_least64_t peak; /* the most of kvc__stage_memory() */
     uint64_t hook_ns;
     atomic_uint_least64_t worker_ns;
     uint64_t seed, rng;
@@ -170,6 +170,19 @@ static inline bool kvc__stack_can_undo(int32_t status) {
 int32_t kvc__stack_blame(const kvc__stack *s, int32_t code, const char *call, uint32_t layer,
                          uint32_t head, int32_t pos, kvc__err *err);
 
+/** What an accounted sum stands for: a policy's word can add to what the host counts, never take
+ * from it, and is bounded so that sums of it are. */
+static inline uint64_t kvc__accounted(int64_t sum) {
+    const int64_t most = (int64_t)1 << 56;
+    return sum < 0 ? 0 : (uint64_t)(sum < most ? sum : most);
+}
+/** Bytes of memory that a stage holds, and of files. */
+static inline uint64_t kvc__stage_memory(const kvc__stage *st) {
+    return atomic_load(&st->mem.used) + kvc__accounted(atomic_load(&st->other));
+}
+static inline uint64_t kvc__stage_disk(const kvc__stage *st) {
+    return kvc__accounted(atomic_load(&st->disk));
+}
 /** What a stage says of itself; zeros when it says nothing. */
 void kvc__stack_claims(const kvc__stage *st, kvc_claims *out);
 /** Bytes of all stages: memory and disk. */

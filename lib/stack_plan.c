@@ -17,6 +17,14 @@ static int32_t plan_bad(const kvc__stage *st, const char *what, kvc__err *err) {
                      st->policy.desc.name, what);
 }
 
+/* The same for a member or a call that is named. */
+static int32_t plan_lacks(const kvc__stage *st, const char *what, const char *member,
+                          kvc__err *err) {
+    return kvc__fail(err, KVC_E_POLICY,
+                     "policy '%s': its plan has %s %s; the policy must be mended",
+                     st->policy.desc.name, what, member);
+}
+
 static int32_t check_codec(kvc__stage *st, const kvc_codec *theirs, kvc_codec *out, kvc__err *err) {
     uint32_t size = theirs->struct_size;
     if (size < sizeof(uint32_t) * 2) {
@@ -25,8 +33,12 @@ static int32_t check_codec(kvc__stage *st, const kvc_codec *theirs, kvc_codec *o
     memset(out, 0, sizeof *out);
     memcpy(out, theirs, size < sizeof *out ? size : sizeof *out);
     out->struct_size = sizeof *out;
-    if (out->page_bytes == NULL || out->encode == NULL || out->decode == NULL) {
-        return plan_bad(st, "has a codec without page_bytes, encode or decode", err);
+    const char *lacks = out->page_bytes == NULL ? "page_bytes"
+                        : out->encode == NULL   ? "encode"
+                        : out->decode == NULL   ? "decode"
+                                                : NULL;
+    if (lacks != NULL) {
+        return plan_lacks(st, "a codec without", lacks, err);
     }
     if ((out->flags & KVC_CODEC_MOVABLE) != 0 && out->move == NULL) {
         return plan_bad(st, "has a movable codec without move", err);
@@ -40,47 +52,114 @@ static int32_t check_format(const kvc__stage *st, uint32_t n_layer, kvc__err *er
     if ((st->plan.answers & KVC_ANSWERS_FORMAT) != 0) {
         return KVC_OK;
     }
-    bool said = st->plan.codec != NULL;
+    if (st->plan.codec != NULL) {
+        return plan_bad(st, "has a codec without answering 'format'", err);
+    }
+    bool said = false;
     for (uint32_t i = 0; i < n_layer; i++) {
         said |= memcmp(&st->format[i], &unsaid, sizeof unsaid) != 0;
     }
-    return said ? plan_bad(st, "has a format or a codec without answering 'format'", err) : KVC_OK;
+    return said ? plan_bad(st, "has a format without answering 'format'", err) : KVC_OK;
+}
+
+/* What a stage with a tier has beside it, or NULL. */
+static const char *beside_tier(const kvc__stage *st) {
+    const kvc_plan *p = &st->plan;
+    const kvc_policy_api *api = &st->policy.api;
+    const struct {
+        bool there;
+        const char *name;
+    } beside[] = {{p->answers != KVC_ANSWERS_WHERE, "another answer"},
+                  {p->flags != 0, "flags"},
+                  {p->observe != 0, "something to observe"},
+                  {p->n_column > 0, "columns"},
+                  {p->quantum != KVC_PAGE, "a quantum"},
+                  {p->positions != KVC_POSITIONS_ORIGINAL, "positions"},
+                  {api->visible != NULL, "visible()"},
+                  {api->begin != NULL, "begin()"},
+                  {api->append != NULL, "append()"},
+                  {api->select != NULL, "select()"},
+                  {api->page_end != NULL, "page_end()"},
+                  {api->end != NULL, "end()"},
+                  {api->rewind != NULL, "rewind()"},
+                  {api->truncate != NULL, "truncate()"}};
+    for (size_t i = 0; i < sizeof beside / sizeof *beside; i++) {
+        if (beside[i].there) {
+            return beside[i].name;
+        }
+    }
+    return NULL;
 }
 
 /* A stage with a tier does nothing else: its instance serves several sessions. */
 static int32_t check_tier(kvc__stage *st, kvc__err *err) {
     const kvc_plan *p = &st->plan;
-    const kvc_policy_api *api = &st->policy.api;
+    kvc_tier *api = &st->tier.api;
     const bool where = (p->answers & KVC_ANSWERS_WHERE) != 0;
     if (where != (p->tier != NULL)) {
-        return plan_bad(st, "has a tier without answering 'where', or the other way round", err);
+        return plan_bad(
+            st, where ? "answers 'where' without a tier" : "has a tier without answering 'where'",
+            err);
     }
     if (!where) {
         return KVC_OK;
     }
-    if (p->answers != KVC_ANSWERS_WHERE || p->flags != 0 || p->observe != 0 || p->n_column > 0 ||
-        p->quantum != KVC_PAGE || p->positions != KVC_POSITIONS_ORIGINAL || api->visible != NULL ||
-        api->begin != NULL || api->append != NULL || api->select != NULL || api->page_end != NULL ||
-        api->end != NULL || api->rewind != NULL || api->truncate != NULL) {
-        return plan_bad(st, "has a tier and something else, a hook or another answer", err);
+    const char *beside = beside_tier(st);
+    if (beside != NULL) {
+        return plan_lacks(st, "a tier, which stands alone, and", beside, err);
     }
     const uint32_t size = p->tier->struct_size;
-    if (size >= 2 * sizeof(uint32_t)) {
-        memcpy(&st->tier.api, p->tier, size < sizeof st->tier.api ? size : sizeof st->tier.api);
+    if (size < 2 * sizeof(uint32_t)) {
+        return plan_bad(st, "has a tier without a size", err);
     }
-    if (st->tier.api.put == NULL || st->tier.api.get == NULL || st->tier.api.drop == NULL) {
-        return plan_bad(st, "has a tier without put, get or drop", err);
+    memcpy(api, p->tier, size < sizeof *api ? size : sizeof *api);
+    const char *lacks = api->put == NULL    ? "put"
+                        : api->get == NULL  ? "get"
+                        : api->drop == NULL ? "drop"
+                                            : NULL;
+    if (lacks != NULL) {
+        return plan_lacks(st, "a tier without", lacks, err);
     }
     st->tier.self = st->self;
     st->stack = NULL; /* it outlives this one */
     return KVC_OK;
 }
 
+/* What a stage does that is for those that answer 'which', or NULL. */
+static const char *does_which(const kvc__stage *st) {
+    return st->policy.api.visible != NULL            ? "has visible() without answering 'which'"
+           : st->policy.api.select != NULL           ? "has select() without answering 'which'"
+           : (st->plan.flags & KVC_PLAN_EVICTS) != 0 ? "evicts without answering 'which'"
+                                                     : NULL;
+}
+
+static int32_t check_budget(const kvc__stage *st, kvc__err *err) {
+    if (st->plan.budget == 0) {
+        return KVC_OK;
+    }
+    if (!kvc__budget_valid(st->plan.budget)) {
+        return plan_bad(st, "has a budget that KVC_BUDGET() doesn't make", err);
+    }
+    return (st->plan.flags & KVC_PLAN_EVICTS) != 0
+               ? KVC_OK
+               : plan_bad(st, "has a budget without KVC_PLAN_EVICTS", err);
+}
+
+static int32_t check_positions(const kvc__stage *st, kvc__err *err) {
+    if (st->plan.positions != KVC_POSITIONS_CACHE) {
+        return KVC_OK;
+    }
+    if (st->policy.api.visible == NULL) {
+        return plan_bad(st, "wants positions in the cache without visible()", err);
+    }
+    return (st->plan.flags & KVC_PLAN_EVICTS) == 0
+               ? KVC_OK
+               : plan_bad(st, "wants positions in the cache with KVC_PLAN_EVICTS", err);
+}
+
 /* Checks one plan on its own. */
 static int32_t check_plan(kvc__stage *st, uint32_t n_layer, kvc__err *err) {
     kvc_plan *p = &st->plan;
-    const kvc_policy_api *api = &st->policy.api;
-    const bool which = (p->answers & KVC_ANSWERS_WHICH) != 0;
     const uint32_t known = KVC_ANSWERS_WHICH | KVC_ANSWERS_FORMAT | KVC_ANSWERS_WHERE;
     if (p->quantum == 0) {
         p->quantum = KVC_PAGE;
@@ -97,21 +176,21 @@ static int32_t check_plan(kvc__stage *st, uint32_t n_layer, kvc__err *err) {
     if (p->n_column > MAX_OWN_COLUMN) {
         return plan_bad(st, "asks for more than 8 columns", err);
     }
-    if (p->positions > KVC_POSITIONS_CACHE || (p->observe & ~15u) != 0 || (p->flags & ~15u) != 0) {
+    if (p->positions > KVC_POSITIONS_CACHE) {
+        return plan_bad(st, "has positions that this host doesn't know", err);
+    }
+    if ((p->observe & ~15u) != 0) {
+        return plan_bad(st, "has bits to observe that this host doesn't know", err);
+    }
+    if ((p->flags & ~15u) != 0) {
         return plan_bad(st, "has flags that this host doesn't know", err);
     }
-    if ((api->visible != NULL || api->select != NULL || (p->flags & KVC_PLAN_EVICTS) != 0) &&
-        !which) {
-        return plan_bad(st, "gives up or hides entries without answering 'which'", err);
+    const char *does = (p->answers & KVC_ANSWERS_WHICH) == 0 ? does_which(st) : NULL;
+    if (does != NULL) {
+        return plan_bad(st, does, err);
     }
-    if (p->budget != 0 && (!kvc__budget_valid(p->budget) || (p->flags & KVC_PLAN_EVICTS) == 0)) {
-        return plan_bad(st, "has a budget that is none, or one without KVC_PLAN_EVICTS", err);
-    }
-    if (p->positions == KVC_POSITIONS_CACHE &&
-        (api->visible == NULL || (p->flags & KVC_PLAN_EVICTS) != 0)) {
-        return plan_bad(
-            st, "wants positions in the cache, which go with visible() and without evictions", err);
-    }
+    KVC_TRY(check_budget(st, err));
+    KVC_TRY(check_positions(st, err));
     KVC_TRY(check_format(st, n_layer, err));
     return check_tier(st, err);
 }
@@ -148,9 +227,11 @@ static int32_t merge_layer(kvc__stack *s, const kvc_shape *shape, uint32_t i, kv
     if (fs != NULL) {
         f = fs->format[i];
     }
-    if (f.type_k > KVC_TYPE_BF16 || f.type_v > KVC_TYPE_BF16 || f.open_type > KVC_TYPE_BF16 ||
-        f.hadamard_k > 1 || f.hadamard_v > 1) {
-        return plan_bad(fs, "has a format that this host doesn't know", err);
+    if (f.type_k > KVC_TYPE_BF16 || f.type_v > KVC_TYPE_BF16 || f.open_type > KVC_TYPE_BF16) {
+        return plan_bad(fs, "has a type in a format that this host doesn't know", err);
+    }
+    if (f.hadamard_k > 1 || f.hadamard_v > 1) {
+        return plan_bad(fs, "has a format whose rotation is neither 0 nor 1", err);
     }
     kvc__page_shape *o = &s->shape[i];
     *o = (kvc__page_shape){.dim_k = l->dim_k,
@@ -191,7 +272,10 @@ static int32_t merge_formats(kvc__stack *s, const kvc_shape *shape, kvc__err *er
         const kvc__page_shape *o = &s->shape[i];
         const size_t most = (size_t)64 * (o->dim_k + o->dim_v) * KVC_PAGE + 4096;
         if (bytes == 0 || bytes > most) {
-            return plan_bad(fs, "has a codec whose page_bytes is 0 or absurdly large", err);
+            return kvc__fail(err, KVC_E_POLICY,
+                             "policy '%s': its codec's page_bytes answered %zu for layer %u; 1 to "
+                             "%zu are taken, so the policy must be mended",
+                             fs->policy.desc.name, bytes, i, most);
         }
         s->shape[i].page_bytes = (bytes + 63) & ~(size_t)63;
     }
@@ -213,16 +297,18 @@ static int32_t merge_budget(const kvc__stack *s, kvc__stage *st, uint64_t entry_
         kvc__budget_least(kvc_budget_unit(p->budget), least, s->n_ctx, entry_bytes);
     kvc__budget_text(p->budget, given);
     if (enough == 0) {
-        return kvc__fail(err, KVC_E_PARAM,
-                         "policy '%s': no budget of this kind is enough: %s is %u tokens per lane, "
-                         "and it needs %u at least; raise n_ctx",
-                         st->policy.desc.name, given, (uint32_t)n, least);
+        return kvc__fail(
+            err, KVC_E_PARAM,
+            "policy '%s': no budget of this kind is enough: %s is %u token%s per lane, "
+            "and it needs %u at least; raise n_ctx",
+            st->policy.desc.name, given, (uint32_t)n, n == 1 ? "" : "s", least);
     }
     kvc__budget_text(enough, want);
-    return kvc__fail(err, KVC_E_PARAM,
-                     "policy '%s': a budget of %s is %u tokens per lane, and it needs %u at least; "
-                     "give %s or more",
-                     st->policy.desc.name, given, (uint32_t)n, least, want);
+    return kvc__fail(
+        err, KVC_E_PARAM,
+        "policy '%s': a budget of %s is %u token%s per lane, and it needs %u at least; "
+        "give %s or more",
+        st->policy.desc.name, given, (uint32_t)n, n == 1 ? "" : "s", least, want);
 }
 
 /* The budgets of all stages, now that the formats are known. Pages are whole multiples of 64 bytes,
@@ -262,12 +348,9 @@ static int32_t merge_tier(kvc__stack *s, kvc__err *err) {
                                .n_get = n_thread + KVC__IO_THREADS + 1,
                                .n_unpack = n_thread + 1,
                                .n_lane_page = kvc__stack_max_page(s)};
-    int32_t rc = kvc__tier_open(&st->tier, &env);
-    if (rc == KVC_E_POLICY && st->tier.layout.layer != NULL && st->said.text[0] == '\0') {
-        return kvc__fail(err, rc, "policy '%s': its codec's fields leave the page, or it failed",
-                         s->codec.owner != NULL ? s->codec.owner : st->policy.desc.name);
-    }
-    if (rc < 0) {
+    KVC_TRY(kvc__tier_describe(&st->tier, &env, err));
+    int32_t rc = st->tier.api.open != NULL ? st->tier.api.open(st->self, &st->tier.layout) : KVC_OK;
+    if (rc != KVC_OK) {
         return kvc__stage_create_failed(st, "open", rc, err);
     }
     rc = kvc__tier_ask_records(&st->tier, &layer);

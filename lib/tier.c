@@ -4,29 +4,44 @@
 
 #include "os.h"
 
-/* Whether all elements of a field lie in a page. */
+/* Whether a field has elements of a size that there is, in whole runs. */
+static bool field_is_sound(const kvc_field *f) {
+    return f->n != 0 && f->run != 0 && f->n % f->run == 0 && f->elem != 0 && f->elem <= 8 &&
+           (f->elem & (f->elem - 1)) == 0;
+}
+
+/* Whether all elements of a sound field lie in a page. */
 static bool field_fits(const kvc_field *f, size_t page_bytes) {
-    if (f->n == 0 || f->run == 0 || f->n % f->run != 0 || f->elem == 0 || f->elem > 8 ||
-        (f->elem & (f->elem - 1)) != 0) {
-        return false;
-    }
     const uint64_t last = (uint64_t)(f->n / f->run - 1) * f->run_stride +
                           (uint64_t)(KVC_PAGE - 1) * f->entry_stride + (uint64_t)f->run * f->elem;
     return f->offset + last <= page_bytes;
 }
 
 /* Asks the codec what is where in a layer's pages. */
-static int32_t layer_layout(kvc__tier *t, const kvc__tier_env *env, uint32_t i) {
+static int32_t layer_layout(kvc__tier *t, const kvc__tier_env *env, uint32_t i, kvc__err *err) {
     kvc_field *field = t->field + (size_t)i * KVC_MAX_FIELDS;
     const size_t bytes = env->shape[i].page_bytes;
     const uint32_t n = kvc__codec_fields(env->codec, i, field);
+    const char *owner = env->codec->owner != NULL ? env->codec->owner : "";
     if (n > KVC_MAX_FIELDS) {
-        return KVC_E_POLICY;
+        return kvc__fail(err, KVC_E_POLICY,
+                         "policy '%s': its codec's fields() answered %u for layer %u, of at most "
+                         "%u; the policy must be mended",
+                         owner, n, i, KVC_MAX_FIELDS);
     }
     for (uint32_t f = 0; f < n; f++) {
         field[f].struct_size = sizeof *field;
+        if (!field_is_sound(&field[f])) {
+            return kvc__fail(err, KVC_E_POLICY,
+                             "policy '%s': its codec's field %u of layer %u isn't made of whole "
+                             "runs of 1, 2, 4 or 8 bytes each; the policy must be mended",
+                             owner, f, i);
+        }
         if (!field_fits(&field[f], bytes)) {
-            return KVC_E_POLICY;
+            return kvc__fail(err, KVC_E_POLICY,
+                             "policy '%s': its codec's field %u of layer %u leaves the page of %zu "
+                             "bytes; the policy must be mended",
+                             owner, f, i, bytes);
         }
     }
     t->layer[i] = (kvc_page_layout){.struct_size = sizeof *t->layer,
@@ -38,7 +53,7 @@ static int32_t layer_layout(kvc__tier *t, const kvc__tier_env *env, uint32_t i) 
     return KVC_OK;
 }
 
-int32_t kvc__tier_open(kvc__tier *t, const kvc__tier_env *env) {
+int32_t kvc__tier_describe(kvc__tier *t, const kvc__tier_env *env, kvc__err *err) {
     t->mem = env->mem;
     pthread_mutex_init(&t->outside, NULL);
     t->layout = (kvc_layout){.struct_size = sizeof t->layout,
@@ -52,13 +67,13 @@ int32_t kvc__tier_open(kvc__tier *t, const kvc__tier_env *env) {
     t->field = kvc__alloc_n(t->mem, (size_t)env->n_layer * KVC_MAX_FIELDS, sizeof *t->field);
     t->record = kvc__alloc_n(t->mem, env->n_layer, sizeof *t->record);
     if (t->layer == NULL || t->field == NULL || t->record == NULL) {
-        return KVC_E_NOMEM;
+        return kvc__fail(err, KVC_E_NOMEM, "no memory for the layout of a tier's pages");
     }
     t->layout.layer = t->layer;
     for (uint32_t i = 0; i < env->n_layer; i++) {
-        KVC_TRY(layer_layout(t, env, i));
+        KVC_TRY(layer_layout(t, env, i, err));
     }
-    return t->api.open != NULL ? t->api.open(t->self, &t->layout) : KVC_OK;
+    return KVC_OK;
 }
 
 int32_t kvc__tier_ask_records(kvc__tier *t, uint32_t *layer) {

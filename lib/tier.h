@@ -41,9 +41,9 @@ typedef struct kvc__tier_env {
     uint32_t n_lane_page;            /* most pages of a lane */
 } kvc__tier_env;
 
-/** Tells t, whose api and self are set, how pages look. KVC_E_NOMEM, KVC_E_POLICY (fields that
- * leave the page), or what the policy's open() answers. */
-int32_t kvc__tier_open(kvc__tier *t, const kvc__tier_env *env);
+/** Makes the layout that t's open() is to be given. KVC_E_NOMEM; KVC_E_POLICY and a sentence about
+ * the codec's policy, whose fields are none. */
+int32_t kvc__tier_describe(kvc__tier *t, const kvc__tier_env *env, kvc__err *err);
 /** Asks an open tier how long its records are. KVC_E_POLICY: they can't be that long; *layer says
  * which. */
 int32_t kvc__tier_ask_records(kvc__tier *t, uint32_t *layer);

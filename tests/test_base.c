@@ -121,6 +121,29 @@ START_TEST(fail_survives_what_is_not_utf8) {
 }
 END_TEST
 
+START_TEST(fail_lets_nothing_but_text_through) {
+    static const char *const text[][2] = {
+        {"plain", "plain"},
+        {"\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80", "\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80"},
+        {"a\x80z", "a?z"},
+        {"a\xff\xfez", "a??z"},
+        {"a\xc2\x9bz", "a??z"}, /* U+009B, which begins escape sequences */
+        {"a\xc2\xa0z", "a\xc2\xa0z"},
+        {"\xc0\xaf", "??"}, /* '/', over-long */
+        {"\xe0\x80\xaf", "???"},
+        {"\xed\xa0\x80", "???"},      /* half of a pair */
+        {"\xf4\x90\x80\x80", "????"}, /* beyond U+10FFFF */
+        {"\xe2\x82", "??"},           /* cut off */
+        {"\xe2\x82z", "??z"},
+    };
+    for (size_t i = 0; i < sizeof text / sizeof *text; i++) {
+        kvc__err err;
+        ck_assert_int_eq(kvc__fail(&err, KVC_E_IO, "%s", text[i][0]), KVC_E_IO);
+        ck_assert_str_eq(err.text, text[i][1]);
+    }
+}
+END_TEST
+
 START_TEST(fail_lets_no_control_characters_through) {
     kvc__err err;
     kvc__fail(&err, KVC_E_FORMAT, "%s", "a\x1B[2Jb\nc\x7F");
@@ -461,6 +484,7 @@ static Suite *base_suite(void) {
     tcase_add_test(t, fail_cuts_long_text_between_characters);
     tcase_add_test(t, fail_survives_what_is_not_utf8);
     tcase_add_test(t, fail_lets_no_control_characters_through);
+    tcase_add_test(t, fail_lets_nothing_but_text_through);
     suite_add_tcase(s, t);
     t = tcase_create("memory");
     tcase_add_test(t, memory_is_zeroed_aligned_and_counted);

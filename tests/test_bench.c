@@ -185,7 +185,7 @@ static char *table(void) {
     size_t n = 0;
     FILE *f = open_memstream(&text, &n);
     ck_assert_ptr_nonnull(f);
-    cmp_bench_table(f, &run, &machine, 0);
+    cmp_bench_table(f, &run, &machine, 80, 0);
     ck_assert_int_eq(fclose(f), 0);
     return text;
 }

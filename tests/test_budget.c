@@ -24,9 +24,8 @@ static const struct {
     {"7.05%", KVC_BUDGET_SHARE, 70500, "7.05%"},
     {"100%", KVC_BUDGET_SHARE, KVC_BUDGET_WHOLE, "100%"},
     {"8MiB", KVC_BUDGET_BYTES, 8 << 20, "8MiB"},
-    {"8MB", KVC_BUDGET_BYTES, 8 << 20, "8MiB"},
     {"1B", KVC_BUDGET_BYTES, 1, "1B"},
-    {"1536KB", KVC_BUDGET_BYTES, 1536 << 10, "1536KiB"},
+    {"1536KiB", KVC_BUDGET_BYTES, 1536 << 10, "1536KiB"},
     {"1048577B", KVC_BUDGET_BYTES, (1 << 20) + 1, "1048577B"},
     {"4096GiB", KVC_BUDGET_BYTES, INT64_C(1) << 42, "4096GiB"},
     {"1152921504606846975B", KVC_BUDGET_BYTES, (INT64_C(1) << 60) - 1, "1152921504606846975B"},
@@ -66,7 +65,12 @@ static const char *const bad[] = {"",          "0",
                                   "8iB",       "8.5MiB",
                                   "8MiBB",     "1152921504606846976B",
                                   "8TB",       "1G%",
-                                  "12.5",      "9999999999999999999999B"};
+                                  "12.5",      "9999999999999999999999B",
+                                  "8MB",       "64KB",
+                                  "1GB",       "64kib",
+                                  "64KIB",     "64KiBiB",
+                                  "64BiB",     "2k",
+                                  "1.5MiB"};
 
 START_TEST(what_is_no_budget_is_refused) {
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -99,16 +103,28 @@ START_TEST(a_wrong_budget_says_what_is_allowed) {
     const kvc_policy p = {.name = "probe", .n_param = 1, .param_stride = sizeof row, .param = &row};
     char *key = (char *)(uintptr_t) "budget", *given = (char *)(uintptr_t) "101%";
     kvc__spec_stage stage = {.n_pair = 1, .key = &key, .value = &given};
+    static const char *const hint[][2] = {
+        {"8MB", "; write 8MiB, in powers of 1024"},
+        {"64kib", "; write 64KiB, in powers of 1024"},
+        {"64KIB", "; write 64KiB, in powers of 1024"},
+        {"1.5MiB", "; it is a whole number, so take a smaller unit"},
+        {"2k", "; did you mean 2K?"},
+        {"0MiB", NULL},
+        {"12.5", NULL},
+        {"MB", NULL},
+    };
     kvc__err err;
     kvc_value v;
     ck_assert_int_eq(kvc__spec_values(&stage, &p, &v, &err), KVC_E_PARAM);
     ck_assert_str_eq(err.text,
                      "policy probe: budget=101% is not allowed; give tokens per lane (512, "
                      "2K; at most 2147483647), a share of n_ctx (25%, 12.5%; at most "
-                     "100%), or bytes with a B (8MiB)");
-    stage.n_pair = 0;
-    ck_assert_int_eq(kvc__spec_values(&stage, &p, &v, &err), KVC_OK);
-    ck_assert_int_eq(v.i, KVC_BUDGET(KVC_BUDGET_SHARE, 250000));
+                     "100%), or whole bytes in B, KiB, MiB or GiB (8MiB)");
+    for (size_t i = 0; i < sizeof hint / sizeof *hint; i++) {
+        given = (char *)(uintptr_t)hint[i][0];
+        ck_assert_int_eq(kvc__spec_values(&stage, &p, &v, &err), KVC_E_PARAM);
+        has(err.text, hint[i][1] != NULL ? hint[i][1] : "GiB (8MiB)");
+    }
 }
 END_TEST
 
@@ -231,8 +247,8 @@ static const struct {
     {"saver:budget=100%", 1000, 1000, "saver:budget=100%"},
     {"saver:budget=64KiB", 1024, 128, "saver:budget=64KiB"},
     {"saver:budget=65535B", 1024, 127, "saver:budget=65535B"},
-    {"saver:budget=64KB+quant8", 1024, 240, "saver:budget=64KiB+quant8:hadamard=on"},
-    {"full:type=f32+saver:budget=128KB", 1024, 128, "full:type=f32+saver:budget=128KiB"},
+    {"saver:budget=64KiB+quant8", 1024, 240, "saver:budget=64KiB+quant8:hadamard=on"},
+    {"full:type=f32+saver:budget=128KiB", 1024, 128, "full:type=f32+saver:budget=128KiB"},
     {"saver:budget=4096GiB", 1024, UINT32_MAX, "saver:budget=4096GiB"},
 };
 
@@ -270,6 +286,9 @@ static const struct {
      "policy 'saver': a budget of 35KiB is 35 tokens per lane, and it needs 70 at least; give "
      "70KiB "
      "or more"},
+    {"saver:budget=1", 1024,
+     "policy 'saver': a budget of 1 is 1 token per lane, and it needs 70 at least; give 70 or "
+     "more"},
     {"saver:budget=1B", 1024,
      "policy 'saver': a budget of 1B is 0 tokens per lane, and it needs 70 at least; give 35KiB or "
      "more"},

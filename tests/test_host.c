@@ -13,7 +13,7 @@ typedef int32_t (*probe_fn)(const kvc_host *host, const kvc_host_store *store, u
 
 static struct {
     uint32_t flags, observe, n_column; /* of the plan */
-    probe_fn create, begin, page_end, end;
+    probe_fn create, begin, page_end, end, append, select, stats;
 } probe;
 
 static uint32_t n_layer, n_head, n_head_kv;
@@ -29,7 +29,8 @@ static int32_t probe_create(const kvc_host *host, const kvc_shape *shape, const 
     n_layer = shape->n_layer;
     n_head = kvc_shape_layer(shape, 0)->n_head;
     n_head_kv = kvc_shape_layer(shape, 0)->n_head_kv;
-    plan->answers = (probe.flags & KVC_PLAN_EVICTS) != 0 ? KVC_ANSWERS_WHICH : 0;
+    plan->answers =
+        (probe.flags & KVC_PLAN_EVICTS) != 0 || probe.select != NULL ? KVC_ANSWERS_WHICH : 0;
     plan->flags = probe.flags;
     plan->observe = probe.observe;
     plan->n_column = probe.n_column;
@@ -51,11 +52,27 @@ static int32_t probe_end(void *self, const kvc_step *step) {
     return probe_run(probe.end, self, 0);
 }
 
-static const kvc_policy_api probe_api = {.struct_size = sizeof probe_api,
-                                         .create = probe_create,
-                                         .begin = probe_begin,
-                                         .page_end = probe_page_end,
-                                         .end = probe_end};
+static int32_t probe_append(void *self, const kvc_rows *rows) {
+    return probe_run(probe.append, self, rows->layer);
+}
+
+static int32_t probe_select(void *self, const kvc_rows *query, uint64_t *page, uint32_t n_page) {
+    (void)page, (void)n_page;
+    return probe_run(probe.select, self, query->layer);
+}
+
+static int32_t probe_stats(void *self, kvc_claims *out) {
+    (void)out;
+    return probe_run(probe.stats, self, 0);
+}
+
+static kvc_policy_api probe_api = {.struct_size = sizeof probe_api,
+                                   .create = probe_create,
+                                   .begin = probe_begin,
+                                   .page_end = probe_page_end,
+                                   .end = probe_end,
+                                   .append = probe_append,
+                                   .stats = probe_stats};
 
 static const kvc_policy *probe_entry(uint32_t host_abi, uint32_t index) {
     static const kvc_policy policy = {.struct_size = sizeof(kvc_policy),
@@ -73,6 +90,7 @@ static const kvc_policy *probe_entry(uint32_t host_abi, uint32_t index) {
 static kvc_session *session_of_probe(void) {
     kvc_params *p = params_for(N_CTX, NULL);
     kvc_session *s = NULL;
+    probe_api.select = probe.select != NULL ? probe_select : NULL;
     ck_assert_int_eq(kvc_params_add_policy(p, probe_entry), KVC_OK);
     ck_assert_msg(kvc_session_open(model, "probe", p, &s) == KVC_OK, "%s", kvc_params_error(p));
     kvc_params_destroy(p);
@@ -169,6 +187,162 @@ START_TEST(services_do_what_they_say) {
 }
 END_TEST
 
+/* ---- bytes that are accounted for: sums that can't be are cut off, and told once */
+
+static int n_warned;
+static char warned[256], logged[2000];
+
+static void keep_warning(void *user, uint32_t level, const char *text) {
+    (void)user;
+    if (level == KVC_LOG_WARN) {
+        n_warned++;
+        snprintf(warned, sizeof warned, "%.255s", text);
+        snprintf(logged, sizeof logged, "%s", text);
+    }
+}
+
+static uint32_t account_kind;
+static int64_t account_delta[4];
+
+static int32_t account_all(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    (void)store, (void)layer;
+    for (int i = 0; i < 4; i++) {
+        host->account(host->ctx, account_kind, account_delta[i]);
+    }
+    return KVC_OK;
+}
+
+START_TEST(no_sum_of_bytes_is_negative) {
+    static const struct {
+        int64_t delta[4];
+        uint64_t sum;
+        const char *words; /* of the warning when the session is closed, or NULL */
+    } sums[] = {
+        {{0, 0, 0, 0}, 0, NULL},
+        {{-1000, 1000, -24, 24}, 0, NULL},
+        {{-1, 0, 0, 0}, 0, "comes to -1 bytes"},
+        {{5, -1000000000, 0, 0}, 0, "comes to -999999995 bytes"},
+        {{INT64_MIN, 0, 0, 0}, 0, "comes to -9223372036854775808 bytes"},
+        {{INT64_MAX, 0, 0, 0}, UINT64_C(1) << 56, "didn't give back 72057594037927936 bytes"},
+    };
+    for (size_t i = 0; i < 2 * sizeof sums / sizeof *sums; i++) {
+        const bool disk = i % 2 != 0;
+        const bool warns = sums[i / 2].words != NULL && (!disk || sums[i / 2].sum == 0);
+        kvc_stage_stats stage = {.struct_size = sizeof stage};
+        kvc_params *p = params_for(N_CTX, NULL);
+        kvc_session *s = session_of_probe();
+        const uint64_t counted = stats_of(s).kv_bytes;
+        kvc_session_close(s);
+        probe.create = account_all;
+        account_kind = disk ? KVC_BYTES_DISK : KVC_BYTES_MEMORY;
+        memcpy(account_delta, sums[i / 2].delta, sizeof account_delta);
+        n_warned = 0;
+        ck_assert_int_eq(kvc_params_add_policy(p, probe_entry), KVC_OK);
+        ck_assert_int_eq(kvc_params_set_log(p, keep_warning, NULL), KVC_OK);
+        ck_assert_int_eq(kvc_session_open(model, "probe", p, &s), KVC_OK);
+        ck_assert_int_eq(kvc_session_get_stage(s, 0, &stage), KVC_OK);
+        ck_assert_uint_eq(disk ? stage.disk_bytes : stage.memory_bytes, sums[i / 2].sum);
+        ck_assert_uint_eq(disk ? stage.memory_bytes : stage.disk_bytes, 0);
+        ck_assert_uint_eq(stats_of(s).kv_bytes, counted + (disk ? 0 : sums[i / 2].sum));
+        ck_assert_uint_eq(stats_of(s).disk_bytes, disk ? sums[i / 2].sum : 0);
+        ck_assert_int_eq(n_warned, 0);
+        kvc_session_close(s);
+        ck_assert_int_eq(n_warned, warns);
+        if (warns) {
+            has(warned, "policy 'probe' ");
+            has(warned, sums[i / 2].words);
+        }
+        kvc_params_destroy(p);
+        probe.create = NULL;
+    }
+}
+END_TEST
+
+static int32_t log_anything(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    char line[3000];
+    (void)store, (void)layer;
+    memset(line, 'x', sizeof line);
+    line[sizeof line - 1] = '\0';
+    host->log(host->ctx, KVC_LOG_WARN, NULL);
+    host->log(host->ctx, KVC_LOG_WARN, line);
+    ck_assert_uint_eq(strlen(logged), 1023);
+    host->log(host->ctx, KVC_LOG_WARN, "a\nb\033[31m\xff\xc2\x9b%s%n\xe2\x82\xac");
+    ck_assert_str_eq(logged, "a?b?[31m???%s%n\xe2\x82\xac");
+    return KVC_OK;
+}
+
+START_TEST(a_log_line_is_text) {
+    kvc_params *p = params_for(N_CTX, NULL);
+    kvc_session *s = NULL;
+    probe.create = log_anything;
+    ck_assert_int_eq(kvc_params_add_policy(p, probe_entry), KVC_OK);
+    ck_assert_int_eq(kvc_params_set_log(p, keep_warning, NULL), KVC_OK);
+    ck_assert_int_eq(kvc_session_open(model, "probe", p, &s), KVC_OK);
+    ck_assert_int_eq(n_warned, 2);
+    kvc_session_close(s);
+    kvc_params_destroy(p);
+}
+END_TEST
+
+/* Where the engine's threads are at work already, all is done by the one that calls. */
+typedef struct crew {
+    const kvc_host *host;
+    pthread_t caller;
+    atomic_uint n, n_strange;
+    uint32_t depth;
+} crew;
+
+static atomic_uint n_crew;
+
+static void crew_item(void *arg, uint32_t i) {
+    crew *c = arg;
+    (void)i;
+    atomic_fetch_add(&c->n, 1);
+    atomic_fetch_add(&c->n_strange, !pthread_equal(c->caller, pthread_self()));
+    if (c->depth > 0) {
+        crew in = {.host = c->host, .caller = pthread_self(), .depth = c->depth - 1};
+        (c->host->parallel_for)(c->host->ctx, 3, crew_item, &in);
+        ck_assert_uint_eq(atomic_load(&in.n), 3);
+        ck_assert_uint_eq(atomic_load(&in.n_strange), 0);
+    }
+}
+
+static int32_t use_crew(const kvc_host *host, bool alone, uint32_t depth) {
+    crew c = {.host = host, .caller = pthread_self(), .depth = depth};
+    (host->parallel_for)(host->ctx, 50, crew_item, &c);
+    ck_assert_uint_eq(atomic_load(&c.n), 50);
+    ck_assert(!alone || atomic_load(&c.n_strange) == 0);
+    atomic_fetch_add(&n_crew, 1);
+    return KVC_OK;
+}
+
+static int32_t crew_in_worker(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    (void)store, (void)layer;
+    return use_crew(host, true, 1);
+}
+
+static int32_t crew_in_decode(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    (void)store, (void)layer;
+    return use_crew(host, false, 2);
+}
+
+/* append(), select(), page_end(), and stats() while nobody computes. */
+START_TEST(threads_can_be_asked_for_anywhere) {
+    probe_fn *const hook[] = {&probe.append, &probe.select, &probe.page_end, &probe.stats};
+    kvc_stage_stats st = {.struct_size = sizeof st};
+    *hook[_i] = _i < 2 ? crew_in_worker : crew_in_decode;
+    atomic_store(&n_crew, 0);
+    kvc_session *s = session_of_probe();
+    for (int i = 0; i < 4; i++) {
+        ck_assert_msg(kvc_session_decode(s, tokens + i * 64, 64) == KVC_OK, "%s",
+                      kvc_session_error(s));
+    }
+    ck_assert_int_eq(kvc_session_get_stage(s, 0, &st), KVC_OK);
+    ck_assert_uint_gt(atomic_load(&n_crew), 0);
+    kvc_session_close(s);
+}
+END_TEST
+
 /* ---------------------------------------------------------------- entries */
 
 static uint32_t n_want; /* entries that each lane is to have */
@@ -234,9 +408,32 @@ static int32_t look_at_pages(const kvc_host *host, const kvc_host_store *store, 
     }
     ck_assert_int_eq(store->page(host->ctx, 1, 1, n_want / KVC_PAGE, pos), KVC_E_RANGE);
     ck_assert_int_eq(store->page(host->ctx, 1, n_head_kv, 0, pos), KVC_E_RANGE);
-    ck_assert_int_eq(store->page(host->ctx, 1, 1, 0, NULL), KVC_E_RANGE);
+    ck_assert_int_eq(store->page(host->ctx, 1, 1, 0, NULL), KVC_E_ARG);
     return KVC_OK;
 }
+
+/* What a tick finds: a full page is sealed, and of no page is more open than came since. */
+static int32_t look_at_seal(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    int32_t pos[KVC_PAGE];
+    n_called++;
+    ck_assert_int_eq(store->page(host->ctx, layer, 0, n_want / KVC_PAGE - 1, pos), KVC_PAGE);
+    ck_assert_int_eq(store->drop(host->ctx, layer, KVC_ALL, -5, -5), KVC_OK);
+    ck_assert_int_eq(store->drop(host->ctx, layer, KVC_ALL, -5, 0), KVC_OK);
+    ck_assert_int_eq(store->drop(host->ctx, layer, KVC_ALL, 5000, 6000), KVC_OK);
+    ck_assert_uint_eq(store->count(host->ctx, layer, 0), n_want);
+    return KVC_OK;
+}
+
+START_TEST(a_full_page_is_sealed_before_the_tick) {
+    probe.flags = KVC_PLAN_EVICTS;
+    probe.page_end = look_at_seal;
+    kvc_session *s = session_of_probe();
+    for (n_want = 64; n_want <= 256; n_want += 64) {
+        feed(s, 64);
+    }
+    kvc_session_close(s);
+}
+END_TEST
 
 START_TEST(pages_have_positions) {
     probe.end = look_at_pages;
@@ -363,6 +560,36 @@ static int32_t keep_nonsense(const kvc_host *host, const kvc_host_store *store, 
     return store->keep(host->ctx, layer, KVC_ALL, index, 2);
 }
 
+static int32_t drop_backwards(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    return store->drop(host->ctx, layer, KVC_ALL, 50, 49);
+}
+static int32_t read_beyond(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    float k[32];
+    return store->read(host->ctx, layer, 0, store->count(host->ctx, layer, 0), 1, k, NULL);
+}
+static int32_t read_far_beyond(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    float k[32];
+    return store->read(host->ctx, layer, 0, UINT32_MAX - 1, 4, k, NULL);
+}
+static int32_t pos_beyond(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    int32_t pos[65];
+    return store->pos(host->ctx, layer, 0, 0, 65, pos);
+}
+static int32_t get_nowhere(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    return store->get(host->ctx, layer, 0, 0, 0, 1, NULL);
+}
+static int32_t page_beyond(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    int32_t pos[KVC_PAGE];
+    return store->page(host->ctx, layer, 0, 99, pos);
+}
+static int32_t evict_no_head(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    return store->drop(host->ctx, layer, n_head_kv, 0, 1);
+}
+static int32_t positive(const kvc_host *host, const kvc_host_store *store, uint32_t layer) {
+    (void)host, (void)store, (void)layer;
+    return 5;
+}
+
 #define NO_LANE   "there is no such layer or head in the store"
 #define NO_COLUMN "there is no such column: set n_column or KVC_OBSERVE_MASS in the plan"
 
@@ -382,6 +609,15 @@ static const struct {
     {evict, NULL, KVC_PLAN_EVICTS, "evicting is for page_end() and end() alone"},
     {NULL, evict_elsewhere, KVC_PLAN_EVICTS, "page_end() may evict in its own layer alone"},
     {NULL, keep_nonsense, KVC_PLAN_EVICTS, "keep() wants ascending numbers below count()"},
+    {NULL, drop_backwards, KVC_PLAN_EVICTS, "drop() wants a first position that isn't beyond its"},
+    {NULL, read_beyond, 0, "there are fewer live entries"},
+    {NULL, read_far_beyond, 0, "there are fewer live entries"},
+    {NULL, pos_beyond, 0, "there are fewer live entries"},
+    {NULL, get_nowhere, 0, "entries that are read or written want a place"},
+    {NULL, page_beyond, 0, "there is no such sealed page in the lane"},
+    {NULL, evict_no_head, KVC_PLAN_EVICTS, NO_LANE},
+    {NULL, positive, 0, "it answered 5, which is no status"},
+    {positive, NULL, 0, "it answered 5, which is no status"},
 };
 
 /* A refusal that the policy passes on is the user's to read. */
@@ -424,9 +660,13 @@ int main(void) {
     TCase *tc = tcase_create("host");
     tcase_add_checked_fixture(tc, setup_probe, teardown);
     tcase_add_loop_test(tc, services_do_what_they_say, 0, 4);
+    tcase_add_test(tc, a_log_line_is_text);
+    tcase_add_test(tc, no_sum_of_bytes_is_negative);
+    tcase_add_loop_test(tc, threads_can_be_asked_for_anywhere, 0, 4);
     tcase_add_test(tc, entries_have_positions);
     tcase_add_test(tc, there_is_no_store_yet_in_create);
     tcase_add_test(tc, pages_have_positions);
+    tcase_add_test(tc, a_full_page_is_sealed_before_the_tick);
     tcase_add_test(tc, columns_stay_with_their_entries);
     tcase_add_test(tc, mass_sums_to_one_per_query);
     tcase_add_loop_test(tc, refusals_reach_the_user, 0, (int)(sizeof refusals / sizeof *refusals));

@@ -881,7 +881,7 @@ START_TEST(nothing_grows_after_open) {
         ck_assert_int_eq(atomic_load(&w.stage.other), zstd);
         ck_assert_uint_eq(atomic_load(&w.stage.mem.used), own);
     }
-    ck_assert_int_eq(atomic_load(&w.stage.peak), zstd + (int64_t)own);
+    ck_assert_uint_eq(atomic_load(&w.stage.peak), (uint64_t)zstd + own);
     drop_all();
     free_pages();
 }

@@ -9,6 +9,7 @@
 #include <check.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -226,6 +227,74 @@ START_TEST(threads_work_at_the_same_time_also_after_sleep) {
 }
 END_TEST
 
+typedef struct nest {
+    kvc__pool *pool;
+    atomic_uint n_inner;
+    atomic_uint n_strange; /* inner items on another thread than their run's caller */
+} nest;
+
+typedef struct inner {
+    nest *of;
+    pthread_t caller;
+} inner;
+
+static void inner_item(void *arg, uint32_t item, uint32_t thread) {
+    inner *in = arg;
+    (void)item;
+    atomic_fetch_add(&in->of->n_inner, 1);
+    atomic_fetch_add(&in->of->n_strange, thread != 0 || !pthread_equal(in->caller, pthread_self()));
+}
+
+static void outer_item(void *arg, uint32_t item, uint32_t thread) {
+    nest *n = arg;
+    inner in = {n, pthread_self()};
+    (void)item;
+    (void)thread;
+    kvc__pool_run(n->pool, 5, inner_item, &in);
+}
+
+/* It stays on the thread that began it, and the outer run goes on. */
+START_TEST(a_run_inside_a_run_stays_with_its_caller) {
+    work *w = malloc(sizeof(*w));
+    ck_assert_ptr_nonnull(w);
+    nest n = {.pool = start(thread_counts[_i])};
+    for (int round = 0; round < 500; round++) {
+        kvc__pool_run(n.pool, 7, outer_item, &n);
+    }
+    ck_assert_uint_eq(atomic_load(&n.n_inner), 500 * 7 * 5);
+    ck_assert_uint_eq(atomic_load(&n.n_strange), 0);
+    check_run(n.pool, w, 64);
+    stop(n.pool);
+    free(w);
+}
+END_TEST
+
+static void *run_beside(void *arg) {
+    kvc__pool *pool = arg;
+    work *w = malloc(sizeof(*w));
+    ck_assert_ptr_nonnull(w);
+    for (int round = 0; round < 500; round++) {
+        memset(w, 0, sizeof(*w));
+        w->n_thread = kvc__pool_n_thread(pool);
+        kvc__pool_run(pool, 9, do_slow_item, w);
+        for (uint32_t i = 0; i < 9; i++) {
+            ck_assert_uint_eq(w->seen[i], 1);
+        }
+    }
+    free(w);
+    return NULL;
+}
+
+START_TEST(two_callers_do_not_mix) {
+    kvc__pool *pool = start(thread_counts[_i]);
+    pthread_t other;
+    ck_assert_int_eq(pthread_create(&other, NULL, run_beside, pool), 0);
+    run_beside(pool);
+    ck_assert_int_eq(pthread_join(other, NULL), 0);
+    stop(pool);
+}
+END_TEST
+
 START_TEST(pools_come_and_go) {
     work *w = malloc(sizeof(*w));
     ck_assert_ptr_nonnull(w);
@@ -346,6 +415,8 @@ static Suite *pool_suite(void) {
     tcase_add_loop_test(t, twenty_thousand_empty_runs_take_under_a_second, 0, N_THREAD_COUNT);
     tcase_add_loop_test(t, a_run_wakes_threads_that_sleep, 0, N_THREAD_COUNT);
     tcase_add_test(t, threads_work_at_the_same_time_also_after_sleep);
+    tcase_add_loop_test(t, a_run_inside_a_run_stays_with_its_caller, 0, N_THREAD_COUNT);
+    tcase_add_loop_test(t, two_callers_do_not_mix, 0, N_THREAD_COUNT);
     suite_add_tcase(s, t);
     t = tcase_create("life");
     tcase_set_timeout(t, 60);

@@ -206,6 +206,8 @@ static void sample_init(sample *s) {
                              .level = "scalar"};
 }
 
+static int width = 80; /* of tables */
+
 /* The report in one of the formats, to be freed. */
 static char *render(const cmp_report *r, char format) {
     char *text = NULL;
@@ -223,7 +225,7 @@ static char *render(const cmp_report *r, char format) {
         cmp_report_md(f, r);
         break;
     default:
-        cmp_report_table(f, r, 0);
+        cmp_report_table(f, r, width, 0);
     }
     fclose(f);
     return text;
@@ -303,6 +305,77 @@ START_TEST(table_fits_80_columns_and_says_what_was_cut) {
 }
 END_TEST
 
+/* Every figure of every row is there, and no line is wider than the terminal, if no spec is. */
+START_TEST(table_fits_narrow_terminals) {
+    sample s;
+    sample_init(&s);
+    for (width = CMP_LEAST_WIDTH; width <= 80; width++) {
+        char *wide, *text, *rest, buf[64];
+        text = rest = render(&s.report, 't');
+        ck_assert_ptr_nonnull(strstr(text, "\nSpeed"));
+        for (unsigned i = 0; i < CMP_N_FIGURE; i++) {
+            if (i != CMP_TIMED_CTX && i != CMP_TIMED_STEPS && i != CMP_SCORED &&
+                i != CMP_GENERATED) {
+                ck_assert_ptr_nonnull(
+                    strstr(text, cmp_figure_human(&s.row[0], i, buf, sizeof buf)));
+            }
+        }
+        for (char *line = text; line != NULL && *line != '\0'; line = rest) {
+            rest = strchr(line, '\n');
+            if (rest != NULL) {
+                *rest++ = '\0';
+            }
+            wide = line[0] == '.' && line[1] == '/' ? line : NULL; /* a spec */
+            ck_assert_msg(wide != NULL || cmp_text_width(line) <= width, "beyond %d: %s", width,
+                          line);
+        }
+        free(text);
+    }
+    width = 80;
+}
+END_TEST
+
+START_TEST(width_is_the_terminals_or_said) {
+    static const struct {
+        const char *said;
+        int width;
+    } cases[] = {{"60", 60}, {"40", 40}, {"12", 40}, {"80", 80},   {"200", 80},
+                 {"0", 80},  {"-5", 80}, {"", 80},   {"wide", 80}, {NULL, 80}};
+    FILE *none = freopen("/dev/null", "w", stdout); /* no terminal */
+    ck_assert_ptr_nonnull(none);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        if (cases[i].said != NULL) {
+            setenv("COLUMNS", cases[i].said, 1);
+        } else {
+            unsetenv("COLUMNS");
+        }
+        ck_assert_int_eq(cmp_text_columns(), cases[i].width);
+    }
+}
+END_TEST
+
+START_TEST(claims_are_shown_as_such) {
+    sample s;
+    sample_init(&s);
+    char *text = render(&s.report, 't');
+    ck_assert_ptr_null(strstr(text, "Claims"));
+    free(text);
+    s.row[0].n_stage = 1;
+    s.row[0].stage[0] = (cmp_stage){.name = "watch", .n_selected = 7, .n_skipped = 5};
+    s.row[1].n_stage = 2;
+    s.row[1].stage[0] = (cmp_stage){.name = "one"};
+    s.row[1].stage[1] = (cmp_stage){.name = "two", .n_evicted = 3, .stored_bytes = 1 << 20};
+    text = render(&s.report, 't');
+    char want[512];
+    snprintf(want, sizeof want,
+             "\n\nClaims of the policies, which nobody measured\n  %s: 7 pages selected, 5 pages "
+             "skipped\n  %s: two 3 entries given up, 1.000 MiB stored\n",
+             s.row[0].spec, s.row[1].spec);
+    ck_assert_msg(strstr(text, want) != NULL, "no '%s' in: %s", want, text);
+    free(text);
+}
+END_TEST
+
 START_TEST(markdown_rows_have_as_many_cells_as_the_head) {
     sample s;
     sample_init(&s);
@@ -333,6 +406,18 @@ START_TEST(wrapped_text_keeps_its_words_and_its_width) {
     cmp_text_wrap(f, "> ", "one two three four fives sixes averyverylongword x", 12);
     fclose(f);
     ck_assert_str_eq(text, "> one two\n> three four\n> fives\n> sixes\n> averyverylongword\n> x\n");
+    free(text);
+}
+END_TEST
+
+START_TEST(nothing_but_text_is_written) {
+    char *text = NULL;
+    size_t n = 0;
+    FILE *f = open_memstream(&text, &n);
+    ck_assert_ptr_nonnull(f);
+    cmp_text_wrap(f, "> ", "a\033[31mb c\nd\xff \xc2\x9b \xe2\x82\xac \xe2\x82 \xed\xa0\x80", 80);
+    fclose(f);
+    ck_assert_str_eq(text, "> a?[31mb c?d? ?? \xe2\x82\xac ?? ???\n");
     free(text);
 }
 END_TEST
@@ -385,8 +470,12 @@ int main(void) {
     tcase_add_test(c, json_holds_the_specs_in_order_and_null_for_what_is_unknown);
     tcase_add_test(c, csv_quotes_and_ends_lines_as_rfc_4180_says);
     tcase_add_test(c, table_fits_80_columns_and_says_what_was_cut);
+    tcase_add_test(c, table_fits_narrow_terminals);
+    tcase_add_test(c, width_is_the_terminals_or_said);
+    tcase_add_test(c, claims_are_shown_as_such);
     tcase_add_test(c, markdown_rows_have_as_many_cells_as_the_head);
     tcase_add_test(c, wrapped_text_keeps_its_words_and_its_width);
+    tcase_add_test(c, nothing_but_text_is_written);
     tcase_add_test(c, report_is_written_whole_or_not_at_all);
     tcase_add_test(c, built_in_text_is_long_enough_for_the_defaults);
     suite_add_tcase(suite, c);

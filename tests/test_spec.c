@@ -273,7 +273,6 @@ static const struct {
     {"bytes", "0", BYTES, 0},
     {"bytes", "10B", BYTES, 10},
     {"bytes", "2K", BYTES, 2048},
-    {"bytes", "2KB", BYTES, 2048},
     {"bytes", "2KiB", BYTES, 2048},
     {"bytes", "3M", BYTES, 3 << 20},
     {"bytes", "5GiB", BYTES, (int64_t)5 << 30},
@@ -327,9 +326,15 @@ static const struct {
     {"count", " 1", "from 1 to 4096"},
     {"count", "99999999999999999999", "from 1 to 4096"},
     {"count", "18446744073709551617", "from 1 to 4096"},
-    {"bytes", "-1", "bytes (K, M, G may follow) from 0 to"},
+    {"bytes", "-1", "whole bytes (KiB, MiB, GiB, or K, M, G may follow) from 0 to"},
     {"bytes", "1KiBB", "from 0 to"},
     {"bytes", "1iB", "from 0 to"},
+    {"bytes", "2KB", "; write 2KiB, in powers of 1024"},
+    {"bytes", "16mb", "; write 16MiB, in powers of 1024"},
+    {"bytes", "5GIB", "; write 5GiB, in powers of 1024"},
+    {"bytes", "1k", "; write 1KiB, in powers of 1024"},
+    {"bytes", "1.5MiB", "; it is a whole number, so take a smaller unit"},
+    {"count", "2k", "; did you mean 2K?"},
     {"bytes", "1Ki", "from 0 to"},
     {"bytes", "1Kilo", "from 0 to"},
     {"bytes", "9007199254740992K", "from 0 to"},
@@ -419,8 +424,10 @@ START_TEST(what_is_allowed_is_said_once) {
     kvc__spec_stage stage = {.n_pair = 1, .key = key, .value = given};
     kvc_value v[2];
     ck_assert_int_eq(kvc__spec_values(&stage, &p, v, &err), KVC_E_PARAM);
-    ck_assert_str_eq(err.text, "policy probe: room=10 is not allowed; give bytes (K, M, G may "
-                               "follow) from 0 to 9");
+    ck_assert_str_eq(
+        err.text,
+        "policy probe: room=10 is not allowed; give whole bytes (KiB, MiB, GiB, or K, M, G may "
+        "follow) from 0 to 9");
     stage.key++, stage.value++;
     ck_assert_int_eq(kvc__spec_values(&stage, &p, v, &err), KVC_E_PARAM);
     ck_assert_ptr_nonnull(strstr(err.text, "did you mean \"short\"?"));

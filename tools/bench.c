@@ -7,6 +7,7 @@
 #include "options.h"
 #include "outcome.h"
 #include "progress.h"
+#include "report.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -185,7 +186,7 @@ static int write_report(const cmp_bench *b, const cmp_machine *machine) {
         cmp_bench_md(stream, b, machine);
         break;
     default:
-        cmp_bench_table(stream, b, machine,
+        cmp_bench_table(stream, b, machine, o->output == NULL ? cmp_text_columns() : CMP_WIDTH,
                         o->output == NULL && isatty(STDOUT_FILENO) && getenv("NO_COLOR") == NULL);
     }
     return cmp_put(stream, &text, failed, o->output);

@@ -68,7 +68,7 @@ uint32_t cmp_bench_count_rows(const cmp_bench_options *o);
 int32_t cmp_bench_run(cmp_bench *b);
 
 /** The report for a person, at most 80 columns. */
-void cmp_bench_table(FILE *out, const cmp_bench *b, const cmp_machine *m, int colour);
+void cmp_bench_table(FILE *out, const cmp_bench *b, const cmp_machine *m, int width, int colour);
 /** JSON, schema kvbench/1. Returns 0, or -1 without memory. */
 int cmp_bench_json(FILE *out, const cmp_bench *b, const cmp_machine *m);
 /** RFC 4180 CSV. */

@@ -27,8 +27,9 @@ static const char doc[] =
     "docs/measuring.md has the formulas. Policies take turns in every round, so that a disturbance "
     "hits all of them: leave the machine alone, and look at min and max beside the median.\n"
     "\n"
-    "LIST is separated by commas. Exit codes: 0 done, 1 failed, 2 the command line or a policy is "
-    "wrong, 130 interrupted.";
+    "LIST is separated by commas. Exit codes: 0 done, 1 failed, be it by a policy that breaks its "
+    "contract, 2 the command line is wrong: an option, a policy that isn't there or a parameter of "
+    "one, 130 interrupted.";
 
 static const struct argp_option option[] = {
     {0, 0, 0, 0, "What is timed:", 1},

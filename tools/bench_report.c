@@ -8,8 +8,6 @@
 #include <math.h>
 #include <string.h>
 
-#define WIDTH 80
-
 enum { C_DEPTH, C_SESSIONS, C_RATE, C_MIN, C_MAX, C_SHARE, C_MS, C_SLOPE, C_WAIT, N_COLUMN };
 
 static const struct {
@@ -126,14 +124,15 @@ static void token_text(const cmp_bench *b, char *buf, size_t cap) {
              (double)b->info.read_bytes * 1e-6, (double)b->info.n_mac * 1e-6);
 }
 
-static void write_title(FILE *out, const cmp_bench *b, const cmp_machine *m, int colour) {
+static void write_title(FILE *out, const cmp_bench *b, const cmp_machine *m, int width,
+                        int colour) {
     char line[1024];
     cmp_text_bold(out, colour, "kvcompare bench", 0);
     fputc('\n', out);
     snprintf(line, sizeof line, "%.80s (%s, %s, %.1f MiB)",
              b->info.name[0] != '\0' ? b->info.name : b->o->model, b->info.arch, b->info.weights,
              (double)b->info.file_bytes / (1024.0 * 1024.0));
-    cmp_text_wrap(out, "  model    ", line, WIDTH);
+    cmp_text_wrap(out, "  model    ", line, width);
     char load[32] = "";
     if (m->load >= 0) {
         snprintf(load, sizeof load, ", load %.1f", m->load);
@@ -141,43 +140,72 @@ static void write_title(FILE *out, const cmp_bench *b, const cmp_machine *m, int
     snprintf(line, sizeof line, "%s, %ld cores, %u threads, %s%s",
              m->cpu[0] != '\0' ? m->cpu : "unknown processor", m->n_core, b->info.n_threads,
              kvc_cpu_level(), load);
-    cmp_text_wrap(out, "  machine  ", line, WIDTH);
+    cmp_text_wrap(out, "  machine  ", line, width);
     limits_text(b, line, sizeof line);
-    cmp_text_wrap(out, "  limits   ", line, WIDTH);
+    cmp_text_wrap(out, "  limits   ", line, width);
     token_text(b, line, sizeof line);
-    cmp_text_wrap(out, "  a token  ", line, WIDTH);
-    snprintf(line, sizeof line, "%u rounds, policies in turn", b->o->rounds);
-    cmp_text_wrap(out, "  runs     ", line, WIDTH);
+    cmp_text_wrap(out, "  a token  ", line, width);
+    snprintf(line, sizeof line, "%u round%s, policies in turn", b->o->rounds,
+             b->o->rounds == 1 ? "" : "s");
+    cmp_text_wrap(out, "  runs     ", line, width);
 }
 
-static void write_head(FILE *out, const cmp_bench *b, uint32_t test, int first, int colour) {
+/* Columns of a block that fit beside the names, those that say which row it is in each part. */
+typedef struct part {
+    uint32_t test;
+    int from, end; /* of the columns that may stand in another part */
+} part;
+
+static int in_part(const cmp_bench *b, part p, int c) {
+    return (c < C_RATE || (c >= p.from && c < p.end)) && shown(b, p.test, c);
+}
+
+static part next_part(const cmp_bench *b, uint32_t test, int from, int width) {
+    part p = {test, from, from};
+    int used = CMP_LEAST_FIRST;
+    for (int c = 0; c < C_RATE; c++) {
+        used += shown(b, test, c) ? column[c].width + 1 : 0;
+    }
+    while (p.end < N_COLUMN) {
+        used += shown(b, test, p.end) ? column[p.end].width + 1 : 0;
+        if (used > width && p.end > from) {
+            break;
+        }
+        p.end++;
+    }
+    return p;
+}
+
+static void write_head(FILE *out, const cmp_bench *b, part p, int first, int colour) {
+    const uint32_t test = p.test;
     char title[64];
     snprintf(title, sizeof title, test == CMP_BENCH_PP ? "Prefill %u" : "Decode %u",
              test == CMP_BENCH_PP ? b->o->n_prompt : b->o->n_step);
     fputc('\n', out);
     cmp_text_bold(out, colour, title, first);
     for (int c = 0; c < N_COLUMN; c++) {
-        if (shown(b, test, c)) {
+        if (in_part(b, p, c)) {
             cmp_text_right(out, column[c].head, column[c].width);
         }
     }
     fputc('\n', out);
     cmp_text_pad(out, first);
     for (int c = 0; c < N_COLUMN; c++) {
-        if (shown(b, test, c)) {
+        if (in_part(b, p, c)) {
             cmp_text_right(out, column[c].unit, column[c].width);
         }
     }
     fputc('\n', out);
 }
 
-static void write_block(FILE *out, const cmp_bench *b, uint32_t test, int colour) {
+static void write_part(FILE *out, const cmp_bench *b, part p, int width, int colour) {
+    const uint32_t test = p.test;
     const char *spec = NULL;
-    int first = WIDTH;
+    int first = width;
     for (int c = 0; c < N_COLUMN; c++) {
-        first -= shown(b, test, c) ? column[c].width + 1 : 0;
+        first -= in_part(b, p, c) ? column[c].width + 1 : 0;
     }
-    write_head(out, b, test, first, colour);
+    write_head(out, b, p, first, colour);
     for (uint32_t i = 0; i < b->n_row; i++) {
         const cmp_bench_row *r = &b->row[i];
         int used = 0;
@@ -196,7 +224,7 @@ static void write_block(FILE *out, const cmp_bench *b, uint32_t test, int colour
         cmp_text_pad(out, first - used);
         for (int c = 0; c < N_COLUMN; c++) {
             char buf[64];
-            if (shown(b, test, c)) {
+            if (in_part(b, p, c)) {
                 cmp_text_right(out, cell(r, c, buf, sizeof buf), column[c].width);
             }
         }
@@ -204,11 +232,19 @@ static void write_block(FILE *out, const cmp_bench *b, uint32_t test, int colour
     }
 }
 
-void cmp_bench_table(FILE *out, const cmp_bench *b, const cmp_machine *m, int colour) {
-    write_title(out, b, m, colour);
+static void write_block(FILE *out, const cmp_bench *b, uint32_t test, int width, int colour) {
+    for (int from = C_RATE; from < N_COLUMN;) {
+        const part p = next_part(b, test, from, width);
+        write_part(out, b, p, width, colour);
+        from = p.end;
+    }
+}
+
+void cmp_bench_table(FILE *out, const cmp_bench *b, const cmp_machine *m, int width, int colour) {
+    write_title(out, b, m, width, colour);
     for (uint32_t test = CMP_BENCH_PP; test <= CMP_BENCH_TG; test++) {
         if (shown(b, test, C_RATE)) {
-            write_block(out, b, test, colour);
+            write_block(out, b, test, width, colour);
         }
     }
     uint32_t notes = 0;
@@ -217,7 +253,7 @@ void cmp_bench_table(FILE *out, const cmp_bench *b, const cmp_machine *m, int co
     }
     if (notes != 0) {
         fputc('\n', out);
-        write_notes(out, b, "", WIDTH);
+        write_notes(out, b, "", width);
     }
 }
 

@@ -28,8 +28,8 @@ typedef struct track {
     double *kld;       /* [n_score] */
     double nll;
     uint32_t n_agree;
-    int32_t next;     /* its greedy token after the tokens so far */
-    uint64_t *sealed; /* [ctx / page + 1] payload at whole pages, UINT64_MAX: not seen */
+    int32_t next;   /* its greedy token after the tokens so far */
+    uint64_t *held; /* [ctx / page + 1] payload and stages at whole pages, UINT64_MAX: not seen */
 } track;
 
 /* The pass. */
@@ -39,7 +39,7 @@ typedef struct pass {
     track track[MAX_TRACK]; /* [0] is the baseline */
     double *base_nll;       /* [n_score] running sums, for rows that are scored on fewer tokens */
     double *memory;
-    uint64_t *sealed;
+    uint64_t *held;
     cmp_dist dist;
 } pass;
 
@@ -115,27 +115,28 @@ static int32_t reserve(pass *p) {
     cmp_job *job = p->job;
     size_t n_page = job->ctx / KVC_PAGE + 1u;
     p->memory = calloc(job->n_vocab + (size_t)(p->n + 1) * job->n_score, sizeof *p->memory);
-    p->sealed = malloc(p->n * n_page * sizeof *p->sealed);
-    if (p->memory == NULL || p->sealed == NULL) {
+    p->held = malloc(p->n * n_page * sizeof *p->held);
+    if (p->memory == NULL || p->held == NULL) {
         return cmp_session_fail(job, "divergence", NULL, KVC_E_NOMEM);
     }
-    memset(p->sealed, 0xff, p->n * n_page * sizeof *p->sealed);
+    memset(p->held, 0xff, p->n * n_page * sizeof *p->held);
     p->dist.p = p->memory;
     p->base_nll = p->memory + job->n_vocab;
     for (uint32_t i = 0; i < p->n; i++) {
         p->track[i].kld = p->base_nll + (size_t)(i + 1) * job->n_score;
-        p->track[i].sealed = p->sealed + i * n_page;
+        p->track[i].held = p->held + i * n_page;
     }
     return KVC_OK;
 }
 
 /* ---------------------------------------------------------------- calls */
 
-/* Notes the payload when the session stands at a whole page. */
+/* Notes the payload when the session stands at a whole page, and what the stages hold: a tier may
+ * keep its pages in memory. */
 static void note_page(track *t) {
     kvc_session_stats stats = {.struct_size = sizeof stats};
     if (kvc_session_get_stats(t->session, &stats) >= 0 && stats.n_past % KVC_PAGE == 0) {
-        t->sealed[stats.n_past / KVC_PAGE] = stats.sealed_bytes;
+        t->held[stats.n_past / KVC_PAGE] = stats.sealed_bytes + stats.stage_bytes;
     }
 }
 
@@ -245,15 +246,15 @@ static void score(pass *p, uint32_t i, int32_t token) {
     }
 }
 
-/* Payload that a token adds, over whole pages of the last quarter of what was reached: early pages
+/* Memory that a token adds, over whole pages of the last quarter of what was reached: early pages
  * say how a bounded cache fills, not what it costs from then on. */
 static double bytes_per_token(const track *t, uint32_t n_page) {
     uint32_t last = n_page;
-    while (last > 0 && t->sealed[last] == UINT64_MAX) {
+    while (last > 0 && t->held[last] == UINT64_MAX) {
         last--;
     }
     uint32_t first = (3 * last + 3) / 4;
-    while (first < last && t->sealed[first] == UINT64_MAX) {
+    while (first < last && t->held[first] == UINT64_MAX) {
         first++;
     }
     if (first == last) {
@@ -262,12 +263,12 @@ static double bytes_per_token(const track *t, uint32_t n_page) {
                 return NAN;
             }
             first--;
-        } while (first > 0 && t->sealed[first] == UINT64_MAX);
+        } while (first > 0 && t->held[first] == UINT64_MAX);
     }
     if (first == 0 || last == 0) {
         return NAN;
     }
-    return ((double)t->sealed[last] - (double)t->sealed[first]) / ((last - first) * KVC_PAGE);
+    return ((double)t->held[last] - (double)t->held[first]) / ((last - first) * KVC_PAGE);
 }
 
 /* What each stage holds and has taken so far. */
@@ -425,6 +426,6 @@ int32_t cmp_measure_divergence(cmp_job *job) {
         cmp_session_close(p.track[i].session);
     }
     free(p.memory);
-    free(p.sealed);
+    free(p.held);
     return rc;
 }

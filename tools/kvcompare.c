@@ -132,7 +132,7 @@ static int write_report(const cmp_options *o, const cmp_report *r) {
         cmp_report_md(stream, r);
         break;
     default:
-        cmp_report_table(stream, r,
+        cmp_report_table(stream, r, o->output == NULL ? cmp_text_columns() : CMP_WIDTH,
                          o->output == NULL && isatty(STDOUT_FILENO) && getenv("NO_COLOR") == NULL);
     }
     return cmp_put(stream, &text, failed, o->output);
@@ -154,7 +154,7 @@ static int list_policies(const cmp_options *o, kvc_params *params) {
         if (o->list == CMP_LIST_JSON) {
             failed = cmp_list_json(stream, list) != 0;
         } else {
-            cmp_list_text(stream, list);
+            cmp_list_text(stream, list, o->output == NULL ? cmp_text_columns() : CMP_WIDTH);
         }
         code = cmp_put(stream, &text, failed, o->output);
     }

@@ -41,8 +41,14 @@ static const char doc[] =
     "stack "
     "of stages, window+quant8. The columns are explained in docs/measuring.md.\n"
     "\n"
-    "Exit codes: 0 done, 1 failed, 2 the command line or a policy is wrong, 3 a gate of --fail-if "
-    "was missed, 130 interrupted.";
+    "A parameter that is a budget is given as tokens per head (h2o:budget=512; 2K is 2048), as a "
+    "share of --ctx (25%, 12.5%), or as bytes of all that is packed (64KiB, 8MiB). Bytes are whole "
+    "numbers in B, KiB, MiB or GiB; KB and MB are refused, since some read 1000 and some 1024.\n"
+    "\n"
+    "Exit codes: 0 done, 1 failed, be it by a policy that breaks its contract, 2 the command line "
+    "is "
+    "wrong: an option, a policy that isn't there or a parameter of one, 3 a gate of --fail-if was "
+    "missed, 130 interrupted.";
 
 static const struct argp_option option[] = {
     {0, 0, 0, 0, "What is compared:", 1},

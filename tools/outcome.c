@@ -13,17 +13,24 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* One line on stderr; text may be a policy's or a file's. */
+static void write_line(const char *kind, const char *text) {
+    fprintf(stderr, "kvcompare: %s", kind);
+    cmp_text_put(stderr, text, strlen(text));
+    fputc('\n', stderr);
+}
+
 int cmp_complain(int code, const char *format, ...) {
     cmp_progress_end();
     if (cmp_interrupted()) {
         return CMP_EXIT_INTERRUPTED;
     }
+    char text[4096];
     va_list args;
     va_start(args, format);
-    fputs("kvcompare: ", stderr);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
+    vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    write_line("", text);
     return code;
 }
 
@@ -33,10 +40,12 @@ int cmp_exit_code(int32_t status) {
     case KVC_E_PARAM:
     case KVC_E_NOT_FOUND:
     case KVC_E_CONFLICT:
+    case KVC_E_LOAD_FILE:
+    case KVC_E_LOAD_OPEN:
+    case KVC_E_LOAD_SYMBOL: /* the file is no policy: another was meant */
         return CMP_EXIT_USAGE;
     default:
-        return status <= KVC_E_LOAD_FILE && status >= KVC_E_LOAD_REQUIRES ? CMP_EXIT_USAGE
-                                                                          : CMP_EXIT_FAILED;
+        return CMP_EXIT_FAILED;
     }
 }
 
@@ -58,7 +67,7 @@ void cmp_log(void *user, uint32_t level, const char *text) {
             snprintf(seen[n_seen++], sizeof *seen, "%s", text);
         }
         cmp_progress_end();
-        fprintf(stderr, "kvcompare: %s: %s\n", level < KVC_LOG_WARN ? "note" : "warning", text);
+        write_line(level < KVC_LOG_WARN ? "note: " : "warning: ", text);
     }
     pthread_mutex_unlock(&lock);
 }

@@ -11,7 +11,7 @@
 /** Exit codes, beside 0. */
 enum {
     CMP_EXIT_FAILED = 1,
-    CMP_EXIT_USAGE = 2, /* the command line or a policy is wrong */
+    CMP_EXIT_USAGE = 2, /* the command line is wrong, a spec on it included */
     CMP_EXIT_GATE = 3,
     CMP_EXIT_INTERRUPTED = 130
 };

@@ -9,8 +9,6 @@
 #include <math.h>
 #include <string.h>
 
-#define WIDTH 80
-
 static const char *type_name(uint32_t type) {
     static const char *const name[] = {"?",    "int",  "float",  "bool",
                                        "enum", "size", "string", "budget"};
@@ -99,14 +97,24 @@ void cmp_list_param(const kvc_param *p, char *buf, size_t cap) {
              p->unit != NULL ? ", " : "", p->unit != NULL ? p->unit : "", range);
 }
 
-static void param_line(FILE *out, const kvc_param *p) {
+static void param_line(FILE *out, const kvc_param *p, int width) {
     char line[1024];
     cmp_list_param(p, line, sizeof line);
-    cmp_text_wrap(out, "  ", line, WIDTH);
-    cmp_text_wrap(out, "      ", p->help != NULL ? p->help : "", WIDTH);
+    cmp_text_wrap(out, "  ", line, width);
+    cmp_text_wrap(out, "      ", p->help != NULL ? p->help : "", width);
 }
 
-void cmp_list_text(FILE *out, const kvc_policies *list) {
+/* Not wrapped: a path is there to be copied. */
+static void head_line(FILE *out, const char *name, const char *what, const char *file) {
+    cmp_text_put(out, name, strlen(name));
+    fputs(strcmp(what, "BROKEN") == 0 ? "  " : " ", out);
+    cmp_text_put(out, what, strlen(what));
+    fputs("  ", out);
+    cmp_text_put(out, file, strlen(file));
+    fputc('\n', out);
+}
+
+void cmp_list_text(FILE *out, const kvc_policies *list, int width) {
     const char *path = kvc_policies_path(list);
     uint32_t n = kvc_policies_count(list);
     if (n == 0) {
@@ -119,16 +127,18 @@ void cmp_list_text(FILE *out, const kvc_policies *list) {
         }
         const char *file = info.path[0] != '\0' ? info.path : "linked in";
         if (info.status < 0) {
-            fprintf(out, "%s  BROKEN  %s\n", info.name, file);
-            cmp_text_wrap(out, "  ", info.error, WIDTH);
+            head_line(out, info.name, "BROKEN", file);
+            cmp_text_wrap(out, "  ", info.error, width);
         } else {
-            fprintf(out, "%s %s  ABI %u  %s\n", info.name, info.version, info.abi, file);
-            cmp_text_wrap(out, "  ", info.summary, WIDTH);
+            char what[128];
+            snprintf(what, sizeof what, "%.100s  ABI %u", info.version, info.abi);
+            head_line(out, info.name, what, file);
+            cmp_text_wrap(out, "  ", info.summary, width);
         }
         for (uint32_t k = 0; k < info.n_param; k++) {
             const kvc_param *p = NULL;
             if (kvc_policies_param(list, i, k, &p) >= 0) {
-                param_line(out, p);
+                param_line(out, p, width);
             }
         }
         fputc('\n', out);

@@ -9,9 +9,55 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 /* ---------------------------------------------------------------- text */
+
+/* Bytes of the UTF-8 character at p, of n that are left; 0 when it is none. */
+static size_t character(const unsigned char *p, size_t n) {
+    const size_t len = p[0] < 0x80u                     ? 1
+                       : p[0] >= 0xC2u && p[0] <= 0xDFu ? 2
+                       : (p[0] & 0xF0u) == 0xE0u        ? 3
+                       : p[0] >= 0xF0u && p[0] <= 0xF4u ? 4
+                                                        : 0;
+    if (len == 0 || len > n) {
+        return 0;
+    }
+    for (size_t i = 1; i < len; i++) {
+        if ((p[i] & 0xC0u) != 0x80u) {
+            return 0;
+        }
+    }
+    const int wrong = (p[0] == 0xE0u && p[1] < 0xA0u) || (p[0] == 0xEDu && p[1] > 0x9Fu) ||
+                      (p[0] == 0xF0u && p[1] < 0x90u) || (p[0] == 0xF4u && p[1] > 0x8Fu);
+    return wrong ? 0 : len;
+}
+
+void cmp_text_put(FILE *out, const char *text, size_t n) {
+    for (size_t i = 0; i < n;) {
+        const unsigned char *p = (const unsigned char *)text + i;
+        const size_t len = character(p, n - i);
+        const int control =
+            p[0] < 0x20u || p[0] == 0x7Fu || (len == 2 && p[0] == 0xC2u && p[1] < 0xA0u);
+        if (len == 0 || control) {
+            fputs(len == 2 ? "??" : "?", out);
+        } else {
+            fwrite(p, 1, len, out);
+        }
+        i += len > 0 ? len : 1;
+    }
+}
+
+int cmp_text_columns(void) {
+    const char *said = getenv("COLUMNS");
+    struct winsize size = {0};
+    long n = said != NULL ? strtol(said, NULL, 10) : 0;
+    if (n <= 0 && isatty(STDOUT_FILENO) && ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0) {
+        n = size.ws_col;
+    }
+    return n <= 0 || n > CMP_WIDTH ? CMP_WIDTH : n < CMP_LEAST_WIDTH ? CMP_LEAST_WIDTH : (int)n;
+}
 
 int cmp_text_width(const char *text) {
     int width = 0;
@@ -34,7 +80,8 @@ void cmp_text_wrap(FILE *out, const char *prefix, const char *text, int width) {
             fputc('\n', out);
             used = 0;
         }
-        fprintf(out, "%s%.*s", used == 0 ? prefix : " ", (int)n, p);
+        fputs(used == 0 ? prefix : " ", out);
+        cmp_text_put(out, p, n);
         used += columns + (used > 0);
         p += n + strspn(p + n, " ");
     }

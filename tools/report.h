@@ -10,6 +10,10 @@
 
 #include <stdio.h>
 
+#define CMP_WIDTH       80 /* columns of a table that goes to a file */
+#define CMP_LEAST_WIDTH 40 /* no table is narrower */
+#define CMP_LEAST_FIRST 16 /* columns for names that a table has left beside its figures */
+
 /** All that a report says. */
 typedef struct cmp_report {
     const cmp_job *job;
@@ -22,8 +26,9 @@ typedef struct cmp_report {
     uint64_t seed;
 } cmp_report;
 
-/** Writes the report for a person at a terminal, at most 80 columns; colour: escape sequences. */
-void cmp_report_table(FILE *out, const cmp_report *r, int colour);
+/** Writes the report for a person at a terminal in lines of at most width columns (a longer spec
+ * excepted); colour: escape sequences. */
+void cmp_report_table(FILE *out, const cmp_report *r, int width, int colour);
 /** Writes JSON, schema kvcompare/1. Returns 0, or -1 without memory. */
 int cmp_report_json(FILE *out, const cmp_report *r);
 /** Writes RFC 4180 CSV: a head and one line per policy. */
@@ -46,9 +51,15 @@ const char *cmp_note_mark(unsigned notes);
 void cmp_note_write(FILE *out, const cmp_report *r, const char *prefix, int width);
 /** A figure as a person reads it, "-" when it isn't known. */
 const char *cmp_figure_human(const cmp_row *row, unsigned figure, char *buf, size_t cap);
+/** Writes n bytes of a text that may come from anywhere: control characters and what isn't UTF-8 as
+ * question marks. */
+void cmp_text_put(FILE *out, const char *text, size_t n);
+/** Columns of a table on stdout: those of the terminal, or of the variable COLUMNS, from
+ * CMP_LEAST_WIDTH to 80; 80 when nobody says. */
+int cmp_text_columns(void);
 /** Columns that UTF-8 text takes, one per character. */
 int cmp_text_width(const char *text);
-/** Writes text in lines of at most width columns, prefix before each. */
+/** Writes text in lines of at most width columns, prefix before each, as cmp_text_put() does. */
 void cmp_text_wrap(FILE *out, const char *prefix, const char *text, int width);
 /** Writes n blanks. */
 void cmp_text_pad(FILE *out, int n);

@@ -2,6 +2,8 @@
  * report_md.c: the report for documents: a Markdown table with the conditions above it. */
 #include "report.h"
 
+#include <string.h>
+
 static const struct {
     unsigned figure;
     const char *head;
@@ -28,10 +30,11 @@ enum { N_COLUMN = sizeof column / sizeof column[0] };
 
 void cmp_report_md(FILE *out, const cmp_report *r) {
     const cmp_job *job = r->job;
-    fprintf(out, "%s %s, %s, %u threads (%s), context %u, %u tokens scored in %s against `%s`.\n\n",
-            r->model->name[0] != '\0' ? r->model->name : r->model_path, r->model->weights,
-            r->machine->cpu[0] != '\0' ? r->machine->cpu : "unknown processor", r->model->n_threads,
-            r->level, job->ctx, job->n_score, job->compute, job->baseline);
+    const char *name = r->model->name[0] != '\0' ? r->model->name : r->model_path;
+    cmp_text_put(out, name, strlen(name));
+    fprintf(out, " %s, %s, %u threads (%s), context %u, %u tokens scored in %s against `%s`.\n\n",
+            r->model->weights, r->machine->cpu[0] != '\0' ? r->machine->cpu : "unknown processor",
+            r->model->n_threads, r->level, job->ctx, job->n_score, job->compute, job->baseline);
     fputs("| policy |", out);
     for (int i = 0; i < N_COLUMN; i++) {
         fprintf(out, " %s |", column[i].head);

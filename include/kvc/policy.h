@@ -35,11 +35,13 @@
  * Instances share nothing: a policy has no mutable globals.
  *
  * **Errors.** Functions return KVC_OK or a negative status of status.h and may give a sentence by
- * host->fail(). KVC_E_NOMEM undoes the step and the session lives, as do KVC_E_IO and KVC_E_LOST
- * from a tier, or handed on by another stage of its stack; any other failure kills the session's
- * stack, which is then only destroyed. After a call that failed or was cancelled,
- * truncate() says where the session went back to, so append() may see positions again. A policy
- * never prints, exits, aborts, or unwinds through the host.
+ * host->fail(). A positive answer, or a number that isn't in the list, breaks the contract, but for
+ * functions whose comment says that they return a number, such as rewind() and visible().
+ * KVC_E_NOMEM undoes the step and the session lives, as do KVC_E_IO and KVC_E_LOST from a tier, or
+ * handed on by another stage of its stack; any other failure kills the session's stack, which is
+ * then only destroyed. After a call that failed or was cancelled, truncate() says where the session
+ * went back to, so append() may see positions again. A policy never prints, exits, aborts, or
+ * unwinds through the host.
  *
  * **Growth.** Tables begin with their size and grow only at the end; a member beyond struct_size is
  * absent. Arrays of such tables carry a stride. While the ABI integer is 0.x-like
@@ -144,11 +146,12 @@ enum {
     KVC_PARAM_FLOAT = 2,  /**< a decimal number */
     KVC_PARAM_BOOL = 3,   /**< on, off, true, false, yes, no, 1, 0 */
     KVC_PARAM_ENUM = 4,   /**< one of the row's choices */
-    KVC_PARAM_SIZE = 5,   /**< bytes: an integer, with K, M, G and an optional B or iB */
+    KVC_PARAM_SIZE = 5,   /**< bytes: a whole number, with B, KiB, MiB, GiB, or K, M, G, which mean
+                             the same (powers of 1024). KB, MB, GB and other cases are refused */
     KVC_PARAM_STRING = 6, /**< text without ':', '+' and ',' */
-    KVC_PARAM_BUDGET = 7  /**< how much is kept: tokens per lane (512, 2K), a share of n_ctx (25%,
-                             12.5%; up to 100%, at most four decimals), or bytes of the whole
-                             session's sealed payload, always with a B (8MiB, 8MB) */
+    KVC_PARAM_BUDGET = 7  /**< how much is kept: tokens per lane (512; 2K is 2048), a share of n_ctx
+                             (25%, 12.5%; up to 100%, at most four decimals), or whole bytes of the
+                             session's sealed payload, always with B, KiB, MiB or GiB (8MiB) */
 };
 
 /** One row of the parameter table. The host parses and checks; the policy receives typed values.
@@ -193,15 +196,20 @@ typedef struct kvc_host {
      * then unchanged. Freeing NULL is legal. */
     void *(*realloc)(void *ctx, void *p, size_t old_size, size_t new_size, size_t align);
     /** [any] Counts bytes held elsewhere: delta is added to the stage's figure of that KVC_BYTES_
-     * kind. */
+     * kind. Bytes are counted out when they are given back, all of them before destroy()
+     * returns. A sum below 0 counts as 0: it lowers no other figure; and one that ends there is
+     * warned of. */
     void (*account)(void *ctx, uint32_t kind, int64_t delta);
     /** [any] Records one sentence (copied) for the user and returns code: `return host->fail(ctx,
      * KVC_E_PARAM, …)`. */
     int32_t (*fail)(void *ctx, int32_t code, const char *text);
-    /** [any] Passes one line to the program's log. */
+    /** [any] Passes one line to the program's log. In it as in the texts of fail(), control
+     * characters and what isn't UTF-8 become question marks, and what is beyond 1023 bytes is cut
+     * off. */
     void (*log)(void *ctx, uint32_t level, const char *text);
-    /** [decode] Calls fn(arg, i) for i in [0, n) on the engine's threads and returns when all are
-     * done. Not from [worker] functions. */
+    /** [any] Calls fn(arg, i) for i in [0, n) and returns when all are done: in [decode] functions
+     * on the engine's threads, several at once; wherever these have work already, as in [worker],
+     * [pure] and [io] functions and in fn itself, one after the other on the calling thread. */
     void (*parallel_for)(void *ctx, uint32_t n, void (*fn)(void *arg, uint32_t i), void *arg);
     /** [any] Nanoseconds of a clock that only goes forward. For figures, never for decisions. */
     uint64_t (*clock_ns)(void *ctx);
@@ -353,7 +361,8 @@ typedef struct kvc_codec {
     /** Bytes of an encoded page of that layer; constant, at least 1. */
     size_t (*page_bytes)(void *self, uint32_t layer);
     /** Encodes KVC_PAGE rows of k and v (both given; strides as in the rows) into
-     * dst[page_bytes(layer)]. */
+     * dst[page_bytes(layer)]. KVC_E_NOMEM undoes the step; any other answer but KVC_OK, also from
+     * the functions below, kills the stack. */
     int32_t (*encode)(void *self, const kvc_rows *rows, void *dst);
     /** Decodes into k[KVC_PAGE, dim_k] and v[KVC_PAGE, dim_v], dense. The reference path, always
      * needed. */
@@ -403,7 +412,8 @@ typedef struct kvc_tier {
      * be kept: what is taken later comes on top. NULL: not needed. */
     int32_t (*open)(void *self, const kvc_layout *layout);
     /** [io] Keeps n pages, stride bytes apart, and sets their keys. On failure none is kept, and
-     * drop() isn't called for them. KVC_E_IO and KVC_E_NOMEM undo the step, anything else kills. */
+     * drop() isn't called for them. KVC_E_IO and KVC_E_NOMEM undo the step, anything else but
+     * KVC_OK kills: there is no answer for some of them. */
     int32_t (*put)(void *self, kvc_tier_page *page, uint32_t n, uint32_t stride);
     /** [io] Brings the records of n pages, stride bytes apart, into a buffer of the engine's, of
      * `size` = n times record_bytes() bytes, aligned to KVC_FILE_ALIGN, and says of each where it
@@ -507,10 +517,11 @@ typedef struct kvc_plan {
                        holds it; 0: no budget. Only with KVC_PLAN_EVICTS. When the plans are merged,
                        and formats known, the host resolves it to entries per lane, which
                        kvc_host_store.budget() tells: bytes are divided by the packed bytes of one
-                       entry of every lane. That the stage keeps to it is its own affair: with the
-                       usual quantum a tick leaves at most KVC_PAGE entries fewer, for the page to
-                       come */
-    uint32_t budget_least; /**< fewest entries per lane that the stage can work with: a budget that
+                       entry of every lane. The stage keeps to it itself: at a tick keep at most
+                       budget() less KVC_PAGE entries of a lane, so that the page to come has room
+                       (less the quantum, if you set another) */
+    uint32_t budget_least; /**< fewest entries per lane that the stage can work with, those for the
+                              page to come included: KVC_PAGE and what it must keep. A budget that
                               comes to fewer is refused, with the least in its own unit */
     uint32_t pad;          /**< 0 */
 } kvc_plan;
@@ -571,16 +582,21 @@ typedef struct kvc_policy_api {
      * to skip. As long as the stage evicts nothing, page i holds positions 64 i to 64 i + 63, and
      * pages that were freed keep their number. n_page may be 0. The open page is always read. */
     int32_t (*select)(void *self, const kvc_rows *query, uint64_t *page, uint32_t n_page);
-    /** [decode] A tick, inside that layer: may evict in this layer only. step holds the last of the
-     * tokens up to the tick; how many depends on how the prompt was cut, so decide by step->pos +
-     * step->n and phase alone. */
+    /** [decode] A tick, inside that layer: may evict in this layer only. A page that the tick's
+     * last token filled is sealed already, encoded and with the tier, and the open page is then
+     * empty: what is evicted here was encoded before. step holds the last of the tokens up to the
+     * tick; how many depends on how the prompt was cut, so decide by step->pos + step->n and phase
+     * alone. */
     int32_t (*page_end)(void *self, const kvc_step *step, uint32_t layer);
     /** [decode] A tick, after all layers: may evict anywhere. The engine cuts calls at the ticks
      * for it. */
     int32_t (*end)(void *self, const kvc_step *step);
     /** [control] The highest position <= pos that this stage can return to; a pure query. NULL:
-     * pos, or 0 for a stage that evicts or has columns. A failure here or in truncate() kills the
-     * stack. */
+     * pos, or 0 for a stage that evicts or has columns, since what it gave up, or wrote beside an
+     * entry, may have come of tokens after pos. The store takes the entries from pos on away with
+     * their columns and leaves those in front as they are: a stage with columns answers pos only if
+     * these don't depend on later tokens. What the mass columns hold does. A failure here or in
+     * truncate() kills the stack. */
     int32_t (*rewind)(void *self, int32_t pos);
     /** [control] Go back to pos, at or below an answer of rewind(); 0 clears. The store has done
      * its part already and can't be read here. What follows pos is appended again. */
@@ -646,7 +662,9 @@ enum {
  * position; the open page's come last. `ctx` is host->ctx. Reading is allowed in [decode] and
  * [worker] functions (a worker only in its own lane); keep() and drop() only in page_end() (that
  * layer) and end(). Numbers move after them. Entries that visible() hides count until their page is
- * freed. A failing keep() or drop() on KVC_ALL may have changed some heads. */
+ * freed. A failing keep() or drop() on KVC_ALL may have changed some heads. Calls for entries
+ * [first, first + n) answer KVC_E_RANGE, and do nothing, when that is more than count(); n may be
+ * 0. A refusal is recorded as by host->fail(), for the user to read if it is passed on. */
 typedef struct kvc_host_store {
     uint32_t struct_size; /**< sizeof in the host */
     uint32_t pad;         /**< 0 */
@@ -664,7 +682,8 @@ typedef struct kvc_host_store {
     /** Evicts all entries of a lane but the n given by ascending number, the open page's too. head
      * KVC_ALL: the same numbers in every head of the layer. */
     int32_t (*keep)(void *ctx, uint32_t layer, uint32_t head, const uint32_t *index, uint32_t n);
-    /** Evicts the entries at positions [first, end). head may be KVC_ALL. */
+    /** Evicts the entries at positions [first, end), those that are there: positions may be below 0
+     * or of tokens to come. KVC_E_RANGE when first is beyond end. head may be KVC_ALL. */
     int32_t (*drop)(void *ctx, uint32_t layer, uint32_t head, int32_t first, int32_t end);
     /** Decodes live entries [first, first + n) into k[n, dim_k] and v[n, dim_v]; either may be
      * NULL. They are in the basis that append() sees: a Hadamard rotation of the format is taken
@@ -675,11 +694,12 @@ typedef struct kvc_host_store {
      * up. */
     size_t (*entry_bytes)(void *ctx, uint32_t layer);
     /** Positions of the entries of sealed page `page` of a lane, evicted ones included, into
-     * out[KVC_PAGE]; returns their number, 0 for a page that was freed, or KVC_E_RANGE. For
+     * out[KVC_PAGE]; returns their number, 0 for a page that was freed, KVC_E_RANGE for one that
+     * isn't there. For
      * select() of a stage that evicts too, whose pages don't keep their positions. */
     int32_t (*page)(void *ctx, uint32_t layer, uint32_t head, uint32_t page, int32_t *out);
-    /** The stage's own budget in entries per lane; 0: it has none, or the plans aren't merged yet.
-     * Constant from then on. [any] */
+    /** The stage's own budget in entries per lane; 0: it has none, or the plans aren't merged yet,
+     * as in create(). Constant from then on. At a tick keep at most this less KVC_PAGE. [any] */
     uint32_t (*budget)(void *ctx);
     /** Adds to out[count(layer, head)] how much some queries of a lane attend to its live entries:
      * attention probabilities, exact to the last bit as the engine computes them, over the entries
@@ -796,8 +816,9 @@ typedef struct kvc_host_file {
     uint32_t struct_size; /**< sizeof in the host */
     uint32_t pad;         /**< 0 */
     /** [control] Makes a file in dir, which exists; NULL or "": in the user's cache directory,
-     * which is made if need be. KVC_E_IO, KVC_E_NOT_FOUND, KVC_E_NOMEM; the sentence is recorded as
-     * by host->fail(). */
+     * which is made if need be; when that can't be, the sentence asks for a parameter `dir`, so
+     * have one. KVC_E_IO, KVC_E_NOT_FOUND, KVC_E_NOMEM; the sentence is recorded as by
+     * host->fail(). */
     int32_t (*open)(void *ctx, const char *dir, kvc_file **out);
     /** [control] Closes it; NULL is legal. */
     void (*close)(void *ctx, kvc_file *file);

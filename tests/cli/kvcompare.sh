@@ -1,11 +1,14 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# kvcompare.sh KVCOMPARE MODEL [PYTHON]: the tool as its users meet it: exit codes, the JSON, what is
-# left behind by a failure. MODEL is a small model; policies are found where the tool looks for them.
+# kvcompare.sh KVCOMPARE MODEL PLUGINS BROKEN [PYTHON]: the tool as its users meet it: exit codes,
+# the JSON, what is left behind by a failure. MODEL is a small model; policies are found where the
+# tool looks for them, those of the tests in PLUGINS, such as break the contract in BROKEN.
 set -u
 tool=$1
 model=$2
-python=${3:-python3}
+plugins=$3
+broken=$4
+python=${5:-python3}
 tmp=$(mktemp -d) || exit 1
 trap 'rm -rf "$tmp"' EXIT
 failed=0
@@ -93,6 +96,52 @@ policies() {
         [ -s "$tmp/out" ] && bad "a report for $wrong"
     done
     compare 2 -p full --baseline no_such_policy
+    # A file that is no policy was named by mistake; what a policy does wrong is its own fault.
+    echo 'no library' >"$tmp/text.so"
+    for wrong in "$tmp/text.so" "$broken/b_no_symbol.so" "$broken/b_create_fails.so"; do
+        compare 2 -p "$wrong"
+    done
+    for wrong in abi_old size_small name_bad param_twice requires create_code plan_quantum codec_page0 \
+        tier_record0 begin_fails codec_nan; do
+        compare 1 -p "$broken/b_$wrong.so"
+        [ -s "$tmp/err" ] || bad "no sentence for $wrong"
+    done
+}
+
+# polite: nothing of the last run but text and line ends.
+polite() {
+    "$python" - "$tmp/out" "$tmp/err" <<'EOF' || bad "control characters: $*"
+import sys, unicodedata
+for path in sys.argv[1:]:
+    for c in open(path, encoding="utf-8").read():
+        if unicodedata.category(c) == "Cc" and c != "\n":
+            sys.exit(repr(c))
+EOF
+}
+
+# A policy whose texts would redden a terminal.
+rude() {
+    KVC_POLICY_PATH=$plugins code 0 --list
+    polite --list
+    grep -q 't_rude 1?\[0m' "$tmp/out" || bad 'no t_rude in --list'
+    grep -q 'summary ?\[31mred?line?' "$tmp/out" || bad 'no summary of t_rude'
+    KVC_POLICY_PATH=$plugins code 0 --list=json
+    polite --list=json
+    compare 0 -v --rounds 0 -p "$plugins/t_rude.so"
+    polite log
+    says 'warning: log ?[31mred?line?'
+    compare 2 -p "$plugins/t_rude.so:mood=x"
+    polite choices
+    compare 1 -p "$plugins/t_rude.so:mood=$(printf 'f\033[1mail')"
+    polite fail
+    says 'fail ?[31mred'
+}
+
+unwritable() {
+    XDG_CACHE_HOME=/dev/null/x compare 2 -p offload
+    says "policy 'offload' can't be created: /dev/null/x/kvc: can't be made"
+    says 'dir=PATH'
+    XDG_CACHE_HOME=/dev/null/x compare 0 --rounds 0 -p "offload:dir=$tmp"
 }
 
 text() {
@@ -134,6 +183,12 @@ report() {
     holds '[s["payload_bytes"] > 0 for s in p[0]["stages"]] == [False, True, False]'
     holds '[s["worker_ms"] > 0 for s in p[0]["stages"]] == [False, True, False]'
     holds '[s["tier_ms"] > 0 or s["n_put"] > 0 for s in p[0]["stages"]][:2] == [False, False]'
+    # Pages that a tier keeps in memory cost what pages cost; on a disk no memory.
+    compare 0 -p "full,$plugins/t_tier.so:memory=on,$plugins/t_tier.so,quant8+$plugins/t_tier.so:memory=on,quant8" \
+        -o json --rounds 0
+    holds '[x["memory"]["bytes_per_token"] for x in p[:2]] == 2 * [p[0]["memory"]["bytes_per_token"]] != [0, 0]'
+    holds 'p[2]["memory"]["bytes_per_token"] == 0 and p[2]["memory"]["disk_bytes"] > 0'
+    holds 'p[3]["memory"]["bytes_per_token"] == p[4]["memory"]["bytes_per_token"] > 0'
     compare 0 -p none -o json --baseline none
     holds 'p[0]["divergence"]["kld"]["max"] == 0 and p[0]["divergence"]["ppl_ratio"] == 1'
     compare 0 -p full -o json --compute int8 --rounds 0
@@ -204,6 +259,8 @@ interrupt() {
 usage
 listing
 policies
+rude
+unwritable
 text
 report
 chain

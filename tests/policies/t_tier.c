@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * t_tier: a tier for tests. Pages are kept by libc's malloc, counted as disk, so whatever is not
- * dropped is found by a leak checker; and calls fail when told to. Records are the pages, or, with
- * unpack, their bytes inverted, at odd places in the buffer. */
+ * t_tier: a tier for tests. Pages are kept by libc's malloc, counted as disk or, with memory, as
+ * what they are, so whatever is not dropped is found by a leak checker; and calls fail when told
+ * to. Records are the pages, or, with unpack, their bytes inverted, at odd places in the buffer. */
 #include <kvc/policy.h>
 
 #include <stdatomic.h>
@@ -57,8 +57,23 @@ static const kvc_param params[] = {
      .type = KVC_PARAM_BOOL,
      .name = "unpack",
      .help = "records are to be unpacked, and fail_get and lose speak of that"},
+    {.struct_size = sizeof(kvc_param),
+     .type = KVC_PARAM_BOOL,
+     .name = "memory",
+     .help = "pages are counted as memory, not as files"},
 };
-enum { P_HOT, P_FAIL_PUT, P_FAIL_GET, P_LOSE, P_LOSE_N, P_SLOW, P_CODE, P_UNPACK, N_PARAM };
+enum {
+    P_HOT,
+    P_FAIL_PUT,
+    P_FAIL_GET,
+    P_LOSE,
+    P_LOSE_N,
+    P_SLOW,
+    P_CODE,
+    P_UNPACK,
+    P_MEMORY,
+    N_PARAM
+};
 
 typedef struct t_tier {
     const kvc_host *host;
@@ -66,6 +81,7 @@ typedef struct t_tier {
     int64_t fail_put, fail_get, lose, lose_n, slow;
     int32_t code;
     bool unpack;
+    uint32_t kind; /* KVC_BYTES_… that pages are counted as */
     atomic_int_least64_t n_put, n_back, live;
     atomic_uint putting, getting, unpacking; /* calls at once */
 } t_tier;
@@ -96,7 +112,7 @@ static void drop(void *self, const kvc_tier_page *page, uint32_t n, uint32_t str
         const size_t bytes = kvc_layout_layer(t->layout, p->layer)->page_bytes;
         free((void *)(uintptr_t)p->key[0]);
         atomic_fetch_sub(&t->live, 1);
-        t->host->account(t->host->ctx, KVC_BYTES_DISK, -(int64_t)bytes);
+        t->host->account(t->host->ctx, t->kind, -(int64_t)bytes);
     }
 }
 
@@ -116,7 +132,7 @@ static int32_t put_pages(t_tier *t, kvc_tier_page *page, uint32_t n, uint32_t st
         p->key[0] = (uint64_t)(uintptr_t)copy;
         p->key[1] = (uint64_t)p->layer << 32 | p->head;
         atomic_fetch_add(&t->live, 1);
-        t->host->account(t->host->ctx, KVC_BYTES_DISK, (int64_t)bytes);
+        t->host->account(t->host->ctx, t->kind, (int64_t)bytes);
     }
     return KVC_OK;
 }
@@ -228,6 +244,7 @@ static int32_t create(const kvc_host *host, const kvc_shape *shape, const kvc_va
     t->slow = value[P_SLOW].i;
     t->code = (int32_t)value[P_CODE].i;
     t->unpack = value[P_UNPACK].i != 0;
+    t->kind = value[P_MEMORY].i != 0 ? KVC_BYTES_MEMORY : KVC_BYTES_DISK;
     plan->answers = KVC_ANSWERS_WHERE;
     plan->tier = t->unpack ? &packed : &plain;
     plan->hot_bytes = value[P_HOT].i != 0 ? (uint64_t)value[P_HOT].i : KVC_HOT_LEAST;
