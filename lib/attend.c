@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  * attend.c: three phases over a layer's pieces. Rows: turn keys and queries, append, observe,
- * select. Ranges: scores, softmax and mix of one (range, head, block) per job, a range's jobs one
- * after the other, since pages that come from a tier are brought by ranges; there a job takes all
- * blocks, so that a page is unpacked once. Merge: ranges to one result, masses to their columns. */
+ * select. Ranges: scores, exponentials and mix of one (range, some heads, block) per job, a range's
+ * jobs one after the other, since pages that come from a tier are brought by ranges; there a job
+ * takes all blocks, so that a page is unpacked once. Merge: ranges to one result, masses to their
+ * columns. */
 #include "attend.h"
 
 #include <math.h>
@@ -14,9 +15,20 @@ static uint32_t group_of(const kvc__attend *a) {
     return a->model->hp.n_head / a->model->hp.n_head_kv;
 }
 
-static float *partial_at(const kvc__attend *a, const kvc__block *b, uint32_t head, uint32_t range) {
+/* What one range of one head gives for the rows of a block. */
+struct partial {
+    float *acc; /* [rows][dim_v] exponentials times values */
+    float *max; /* [rows] -INFINITY: nothing was seen */
+    float *sum; /* [rows] of exponentials */
+};
+
+static struct partial partial_at(const kvc__attend *a, const kvc__block *b, uint32_t head,
+                                 uint32_t range) {
     const size_t rows = (size_t)b->n * group_of(a);
-    return a->partial + b->part + ((size_t)head * b->n_range + range) * rows * kvc__partial_row(a);
+    float *acc =
+        a->partial + b->part + ((size_t)head * b->n_range + range) * kvc__partial_floats(a, rows);
+    float *max = acc + rows * a->model->hp.dim_v;
+    return (struct partial){acc, max, max + rows};
 }
 
 static float *prob_at(const kvc__attend *a, const kvc__block *b, uint32_t head, uint32_t row) {
@@ -260,7 +272,7 @@ static uint64_t mask_range(const struct view *v, kvc_range r) {
 
 /* ---------------------------------------------------------------- phase 2: ranges */
 
-/* One job: the rows of a block against one range of one head. */
+/* One job: the rows of a block against one range of one head after the other. */
 struct job {
     kvc__attend *a;
     const kvc__block *b;
@@ -268,6 +280,7 @@ struct job {
     const kvc__page_shape *sh;
     uint32_t thread;
     uint32_t head, range, group, rows;
+    struct partial out;
     kvc__unit *unit;                           /* what the tier has brought of the range, or NULL */
     const uint8_t *unpacked[KVC__RANGE_PAGES]; /* of that, so far */
 };
@@ -276,11 +289,10 @@ static kvc__attend_thread *scratch(const struct job *j) {
     return &j->a->thread[j->thread];
 }
 
-static int32_t score_page(const struct job *j, const struct view *v, const float *q) {
+static int32_t score_page(const struct job *j, const struct view *v, const float *q, float *s) {
     if (v->open) {
         const kvc__lane *l = kvc__store_lane(j->p->store, j->a->layer, j->head);
-        j->a->kern->score(j->sh->open_type, l->open_k, j->sh->dim_k, q, j->rows, scratch(j)->tmp,
-                          KVC_PAGE);
+        j->a->kern->score(j->sh->open_type, l->open_k, j->sh->dim_k, q, j->rows, s, KVC_PAGE);
         return KVC_OK;
     }
     kvc_page page = {.struct_size = sizeof page,
@@ -288,44 +300,41 @@ static int32_t score_page(const struct job *j, const struct view *v, const float
                      .head = j->head,
                      .n = v->n,
                      .bytes = v->bytes};
-    return kvc__codec_score(&j->p->stack->codec, &page, q, j->rows, scratch(j)->tmp,
-                            &scratch(j)->codec);
+    return kvc__codec_score(&j->p->stack->codec, &page, q, j->rows, s, &scratch(j)->codec);
 }
 
-static int32_t mix_page(const struct job *j, const struct view *v, uint32_t at, float *acc) {
-    const float *p = scratch(j)->s + (size_t)at * KVC_PAGE;
+static int32_t mix_page(const struct job *j, const struct view *v) {
+    const float *e = scratch(j)->s;
     if (v->open) {
         const kvc__lane *l = kvc__store_lane(j->p->store, j->a->layer, j->head);
-        j->a->kern->mix(j->sh->open_type, l->open_v, j->sh->dim_v, p, KVC__RANGE_ENTRIES, j->rows,
-                        acc);
+        j->a->kern->mix(j->sh->open_type, l->open_v, j->sh->dim_v, e, KVC_PAGE, j->rows,
+                        j->out.acc);
         return KVC_OK;
-    }
-    /* A codec takes its probabilities dense. */
-    for (uint32_t r = 0; r < j->rows; r++) {
-        memcpy(scratch(j)->tmp + (size_t)r * KVC_PAGE, p + (size_t)r * KVC__RANGE_ENTRIES,
-               KVC_PAGE * sizeof(float));
     }
     kvc_page page = {.struct_size = sizeof page,
                      .layer = j->a->layer,
                      .head = j->head,
                      .n = v->n,
                      .bytes = v->bytes};
-    return kvc__codec_mix(&j->p->stack->codec, &page, scratch(j)->tmp, j->rows, acc,
-                          &scratch(j)->codec);
+    return kvc__codec_mix(&j->p->stack->codec, &page, e, j->rows, j->out.acc, &scratch(j)->codec);
 }
 
-/* Copies the scores under the mask of each token from tmp to the range's score rows. */
-static void take_scores(const struct job *j, uint32_t at, const uint64_t *mask) {
+/* Takes the scores that the mask of each token covers from another pass, or, without one, leaves
+ * these alone of what there is. */
+static void take_scores(const struct job *j, const float *from, const uint64_t *mask) {
     for (uint32_t r = 0; r < j->rows; r++) {
         const uint64_t m = mask[r / j->group];
-        float *to = scratch(j)->s + (size_t)r * KVC__RANGE_ENTRIES + (size_t)at * KVC_PAGE;
-        const float *from = scratch(j)->tmp + (size_t)r * KVC_PAGE;
-        if (m == ~(uint64_t)0) {
-            memcpy(to, from, KVC_PAGE * sizeof(float));
+        float *s = scratch(j)->s + (size_t)r * KVC_PAGE;
+        if (from == NULL && m == ~(uint64_t)0) {
             continue;
         }
         for (uint32_t e = 0; e < KVC_PAGE; e++) {
-            to[e] = (m >> e & 1) != 0 ? from[e] : to[e];
+            const bool taken = (m >> e & 1) != 0;
+            if (from == NULL) {
+                s[e] = taken ? s[e] : -INFINITY;
+            } else {
+                s[e] = taken ? from[(size_t)r * KVC_PAGE + e] : s[e];
+            }
         }
     }
 }
@@ -424,105 +433,149 @@ static int32_t score_seen(struct job *j, struct view *v, uint32_t page, uint32_t
         *call = CALL_UNPACK;
         KVC_TRY(unpack_page(j, v, at));
         *call = CALL_SCORE;
-        KVC_TRY(score_page(j, v, back > 0 ? scratch(j)->q : own));
+        float *to = *seen ? scratch(j)->tmp : scratch(j)->s;
+        KVC_TRY(score_page(j, v, back > 0 ? scratch(j)->q : own, to));
         *call = CALL_VISIBLE;
-        take_scores(j, at, mask);
+        take_scores(j, *seen ? to : NULL, mask);
         *seen = true;
     }
     return KVC_OK;
 }
 
-/* Softmax of every row over the range; rows that see nothing get zeros. Partial results begin at
- * out. */
-static void softmax_rows(const struct job *j, float *out) {
-    for (uint32_t r = 0; r < j->rows; r++) {
-        float *s = scratch(j)->s + (size_t)r * KVC__RANGE_ENTRIES;
-        float *o = out + (size_t)r * kvc__partial_row(j->a);
-        o[1] = 0.0f;
-        j->a->kern->softmax(s, KVC__RANGE_ENTRIES, &o[0], &o[1]);
-        if (o[0] == -INFINITY) {
-            o[1] = 0.0f;
-            memset(s, 0, KVC__RANGE_ENTRIES * sizeof *s);
-        }
-        if (observes(j->p)) {
-            const uint32_t head = j->head;
-            memcpy(prob_at(j->a, j->b, head, r) + (size_t)j->range * KVC__RANGE_ENTRIES, s,
-                   KVC__RANGE_ENTRIES * sizeof *s);
-        }
-    }
-}
-
-/* Marks all rows of the range as having seen nothing. */
-static void range_empty(const struct job *j, float *out) {
-    for (uint32_t r = 0; r < j->rows; r++) {
-        out[(size_t)r * kvc__partial_row(j->a)] = -INFINITY;
-        if (observes(j->p)) {
-            memset(prob_at(j->a, j->b, j->head, r) + (size_t)j->range * KVC__RANGE_ENTRIES, 0,
-                   KVC__RANGE_ENTRIES * sizeof(float));
-        }
-    }
-}
-
-static int32_t attend_range(struct job *j, int *call) {
-    const kvc__lane *l = kvc__store_lane(j->p->store, j->a->layer, j->head);
-    struct view view[KVC__RANGE_PAGES];
-    bool seen[KVC__RANGE_PAGES] = {false};
-    bool any = false;
-    float *out = partial_at(j->a, j->b, j->head, j->range);
-    for (size_t i = 0; i < (size_t)j->rows * KVC__RANGE_ENTRIES; i++) {
-        scratch(j)->s[i] = -INFINITY;
-    }
-    for (uint32_t at = 0; at < KVC__RANGE_PAGES; at++) {
-        const uint32_t page = j->range * KVC__RANGE_PAGES + at;
-        if (page > l->n_page) {
-            break;
-        }
-        view_page(j->p->store, j->a->layer, j->head, page, &view[at]);
-        KVC_TRY(score_seen(j, &view[at], page, at, &seen[at], call));
-        any |= seen[at];
-    }
-    if (!any) {
-        range_empty(j, out);
-        return KVC_OK;
-    }
-    softmax_rows(j, out);
+/* Turns a page's scores into exponentials below the largest score so far, to which what was summed
+ * and mixed before is brought down too. */
+static void soften_rows(const struct job *j) {
+    const kvc__kern *kern = j->a->kern;
     const uint32_t dim = j->sh->dim_v;
-    float *acc = scratch(j)->q; /* its queries are done with; [max_row][max(dim_k, dim_v)] */
-    memset(acc, 0, (size_t)j->rows * dim * sizeof *acc);
-    *call = CALL_MIX;
-    for (uint32_t at = 0; at < KVC__RANGE_PAGES; at++) {
-        if (seen[at]) {
-            KVC_TRY(mix_page(j, &view[at], at, acc));
+    for (uint32_t r = 0; r < j->rows; r++) {
+        float *e = scratch(j)->s + (size_t)r * KVC_PAGE;
+        const float down = kvc__soften(kern, e, &j->out.max[r], &j->out.sum[r]);
+        if (down != 1.0f) {
+            kern->scale(j->out.acc + (size_t)r * dim, down, dim);
         }
     }
-    for (uint32_t r = 0; r < j->rows; r++) {
-        memcpy(out + (size_t)r * kvc__partial_row(j->a) + 2, acc + (size_t)r * dim,
-               dim * sizeof *acc);
-    }
-    return KVC_OK;
 }
 
-static int32_t attend_block(struct job *j, const kvc__block *b, int *call) {
+/* Keeps a page's exponentials for observers, zeros where nothing is seen, and the score that they
+ * are relative to. */
+static void keep_page(const struct job *j, uint32_t at, bool seen) {
+    const size_t page = (size_t)j->range * KVC__RANGE_PAGES + at;
+    for (uint32_t r = 0; r < j->rows; r++) {
+        float *to = prob_at(j->a, j->b, j->head, r) + page * KVC_PAGE;
+        if (seen) {
+            memcpy(to, scratch(j)->s + (size_t)r * KVC_PAGE, KVC_PAGE * sizeof *to);
+        } else {
+            memset(to, 0, KVC_PAGE * sizeof *to);
+        }
+        scratch(j)->max[(size_t)at * j->a->max_row + r] = j->out.max[r];
+    }
+}
+
+/* Brings what was kept down to the range's largest score. */
+static void level_pages(const struct job *j) {
+    const kvc__kern *kern = j->a->kern;
+    for (uint32_t at = 0; at < KVC__RANGE_PAGES; at++) {
+        for (uint32_t r = 0; r < j->rows; r++) {
+            const float max = scratch(j)->max[(size_t)at * j->a->max_row + r];
+            const size_t page = (size_t)j->range * KVC__RANGE_PAGES + at;
+            if (max < j->out.max[r] && max > -INFINITY) {
+                kern->scale(prob_at(j->a, j->b, j->head, r) + page * KVC_PAGE,
+                            kern->exp1(max - j->out.max[r]), KVC_PAGE);
+            }
+        }
+    }
+}
+
+/* Page `at` of the range: scores, exponentials, mix. */
+static int32_t attend_page(struct job *j, uint32_t at, int *call) {
+    const uint32_t page = j->range * KVC__RANGE_PAGES + at;
+    struct view v;
+    bool seen = false;
+    if (page <= kvc__store_lane(j->p->store, j->a->layer, j->head)->n_page) {
+        view_page(j->p->store, j->a->layer, j->head, page, &v);
+        KVC_TRY(score_seen(j, &v, page, at, &seen, call));
+    }
+    if (seen) {
+        soften_rows(j);
+    }
+    if (observes(j->p)) {
+        keep_page(j, at, seen);
+    }
+    *call = CALL_MIX;
+    return seen ? mix_page(j, &v) : KVC_OK;
+}
+
+static void begin_rows(const struct job *j) {
+    memset(j->out.acc, 0, (size_t)j->rows * j->sh->dim_v * sizeof(float));
+    for (uint32_t r = 0; r < j->rows; r++) {
+        j->out.max[r] = -INFINITY;
+        j->out.sum[r] = 0.0f;
+    }
+}
+
+static void take_head(struct job *j, uint32_t head) {
+    j->head = head;
+    j->out = partial_at(j->a, j->b, head, j->range);
+}
+
+/* The range of n heads, page by page in the order in which they most often lie in memory: jumps
+ * cost more than reading. A head that fails is left, and doesn't hold up the others. */
+static void attend_block(struct job *j, const kvc__block *b, uint32_t head, uint32_t n) {
+    const uint32_t heads = j->a->model->hp.n_head_kv;
     j->b = b;
     j->rows = b->n * j->group;
-    return attend_range(j, call);
+    for (uint32_t h = head; h < head + n; h++) {
+        take_head(j, h);
+        begin_rows(j);
+    }
+    for (uint32_t at = 0; at < KVC__RANGE_PAGES; at++) {
+        for (uint32_t h = head; h < head + n; h++) {
+            int call = CALL_VISIBLE;
+            if (atomic_load(&j->a->failed[(size_t)b->piece * heads + h]) != 0) {
+                continue;
+            }
+            take_head(j, h);
+            const int32_t rc = attend_page(j, at, &call);
+            if (rc != KVC_OK) {
+                note_failure(j->a, b->piece, h, rc < 0 ? rc : KVC_E_POLICY, call);
+            }
+        }
+    }
+    for (uint32_t h = head; h < head + n && observes(j->p); h++) {
+        take_head(j, h);
+        level_pages(j);
+    }
 }
 
-/* All blocks of a piece, with what the range needs of the tier. */
-static int32_t attend_pinned(struct job *j, const kvc__block *b, uint32_t n, int *call) {
+/* All blocks of a piece for one head, with what the range needs of the tier. */
+static void attend_pinned(struct job *j, const kvc__block *b, uint32_t n, uint32_t head) {
     kvc__pager *pager = j->p->store->pager;
-    *call = CALL_GET;
-    int32_t rc = kvc__pager_pin(pager, j->range, &j->unit);
+    const int32_t rc = kvc__pager_pin(pager, j->range, &j->unit);
+    if (rc != KVC_OK) {
+        note_failure(j->a, b->piece, head, rc < 0 ? rc : KVC_E_POLICY, CALL_GET);
+    }
     for (uint32_t i = 0; rc == KVC_OK && i < n; i++) {
-        rc = attend_block(j, &b[i], call);
+        attend_block(j, &b[i], head, 1);
     }
     kvc__pager_unpin(pager, j->range);
-    return rc;
 }
 
-/* Jobs of one (range, head) of the n blocks from `first` on, which are of one piece. */
+/* Jobs of one (range, heads) of the n blocks from `first` on, which are of one piece. */
 static uint32_t jobs_of_range(const kvc__attend *a, uint32_t first, uint32_t n) {
     return a->piece[a->block[first].piece].store->pager != NULL ? 1 : n;
+}
+
+/* Heads of a job: many when it decodes and there is work for all threads nevertheless; one where
+ * what is kept of a page serves one head. */
+static uint32_t heads_of_job(const kvc__attend *a, uint32_t first) {
+    const kvc__block *b = &a->block[first];
+    const kvc__piece *p = &a->piece[b->piece];
+    const uint32_t heads = a->model->hp.n_head_kv;
+    const uint32_t n = heads * b->n_range / (4 * kvc__pool_n_thread(a->pool));
+    if (b->n > 1 || p->store->pager != NULL || observes(p) || n < 1) {
+        return 1;
+    }
+    return n < heads ? n : heads;
 }
 
 static void range_item(void *arg, uint32_t item, uint32_t thread) {
@@ -533,25 +586,24 @@ static void range_item(void *arg, uint32_t item, uint32_t thread) {
         n = kvc__attend_same_piece(a, first);
     }
     item -= a->job[first];
-    const uint32_t heads = a->model->hp.n_head_kv;
-    const uint32_t n_job = jobs_of_range(a, first, n);
+    const uint32_t heads = a->model->hp.n_head_kv, each = heads_of_job(a, first);
+    const uint32_t n_job = jobs_of_range(a, first, n), n_head = (heads + each - 1) / each;
+    const uint32_t head = item / n_job % n_head * each;
     const kvc__block *b = &a->block[first + item % n_job];
     const kvc__piece *p = &a->piece[b->piece];
     struct job j = {.a = a,
                     .p = p,
                     .sh = &p->stack->shape[a->layer],
                     .thread = thread,
-                    .head = item / n_job % heads,
-                    .range = item / n_job / heads,
+                    .range = item / n_job / n_head,
                     .group = group_of(a)};
     if (p->status < 0) {
         return;
     }
-    int call = CALL_VISIBLE;
-    int32_t rc =
-        p->store->pager != NULL ? attend_pinned(&j, b, n, &call) : attend_block(&j, b, &call);
-    if (rc != KVC_OK) {
-        note_failure(a, b->piece, j.head, rc < 0 ? rc : KVC_E_POLICY, call);
+    if (p->store->pager != NULL) {
+        attend_pinned(&j, b, n, head);
+    } else {
+        attend_block(&j, b, head, heads - head < each ? heads - head : each);
     }
 }
 
@@ -584,21 +636,20 @@ static void add_mass(const kvc__attend *a, const kvc__block *b, const kvc__piece
 static void merge_row(const kvc__attend *a, const kvc__block *b, uint32_t head, uint32_t row,
                       float *factor, float *out, uint32_t dim) {
     float max = -INFINITY, sum = 0.0f;
-    const size_t at = (size_t)row * kvc__partial_row(a);
     for (uint32_t r = 0; r < b->n_range; r++) {
-        const float m = partial_at(a, b, head, r)[at];
+        const float m = partial_at(a, b, head, r).max[row];
         max = m > max ? m : max;
     }
     memset(out, 0, dim * sizeof *out);
     for (uint32_t r = 0; r < b->n_range; r++) {
-        const float *part = partial_at(a, b, head, r) + at;
+        const struct partial part = partial_at(a, b, head, r);
         factor[r] = 0.0f;
-        if (part[0] == -INFINITY) {
+        if (part.max[row] == -INFINITY) {
             continue;
         }
-        factor[r] = a->kern->exp1(part[0] - max);
-        sum = fmaf(factor[r], part[1], sum);
-        a->kern->axpy(factor[r], part + 2, out, dim);
+        factor[r] = a->kern->exp1(part.max[row] - max);
+        sum = fmaf(factor[r], part.sum[row], sum);
+        a->kern->axpy(factor[r], part.acc + (size_t)row * dim, out, dim);
     }
     const float inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
     a->kern->scale(out, inverse, dim);
@@ -682,8 +733,9 @@ static void flush_blocks(kvc__attend *a) {
     uint32_t jobs = 0, rows = 0;
     for (uint32_t first = 0, n; first < a->n_block; first += n) {
         n = kvc__attend_same_piece(a, first);
+        const uint32_t each = heads_of_job(a, first);
         a->job[first] = jobs;
-        jobs += heads * a->block[first].n_range * jobs_of_range(a, first, n);
+        jobs += (heads + each - 1) / each * a->block[first].n_range * jobs_of_range(a, first, n);
         for (uint32_t i = first; i < first + n; i++) {
             rows += a->block[i].n;
         }
@@ -710,18 +762,19 @@ static void add_blocks(kvc__attend *a, uint32_t pi, size_t *part, size_t *prob) 
     }
     const uint32_t n_range = n_page / KVC__RANGE_PAGES + 1;
     /* As many tokens as their results have room for; there is room for one. */
-    const size_t token = (size_t)group * heads * n_range;
-    size_t most = a->max_row / group, fits = a->cap_partial / (token * kvc__partial_row(a));
+    const size_t token = (size_t)heads * n_range;
+    size_t most = a->max_row / group,
+           fits = a->cap_partial / (token * kvc__partial_floats(a, group));
     most = fits < most ? fits : most;
-    fits = observes(p) ? a->cap_prob / (token * KVC__RANGE_ENTRIES) : most;
+    fits = observes(p) ? a->cap_prob / (token * group * KVC__RANGE_ENTRIES) : most;
     most = fits < most ? fits : most;
     const uint32_t n_block = (p->n + (uint32_t)most - 1) / (uint32_t)most;
     const uint32_t each = (p->n + n_block - 1) / n_block;
     for (uint32_t t = 0; t < p->n; t += each) {
         const uint32_t n = p->n - t < each ? p->n - t : each;
         const size_t rows = (size_t)n * group;
-        const size_t need = rows * heads * n_range * kvc__partial_row(a);
-        const size_t wide = observes(p) ? rows * heads * n_range * KVC__RANGE_ENTRIES : 0;
+        const size_t need = token * kvc__partial_floats(a, rows);
+        const size_t wide = observes(p) ? rows * token * KVC__RANGE_ENTRIES : 0;
         if (*part + need > a->cap_partial || *prob + wide > a->cap_prob ||
             a->n_block == a->n_batch) {
             flush_blocks(a);

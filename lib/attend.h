@@ -4,9 +4,11 @@
  * lanes and ranges, not layers' weights.
  *
  * Order of arithmetic: pages are taken in ranges of four consecutive indexes of the lane's table.
- * Within a range: all scores, one maximum, exp, the sum, values mixed in ascending entry. Ranges
- * are merged in ascending order by the common maximum. A query's result depends on nothing else, so
- * neither threads nor chunks can change it. */
+ * Within a range, page by page: its scores, the largest score so far, exponentials below that,
+ * their sum, values mixed in ascending entry; sum and mix of the pages before are first multiplied
+ * by exp(maximum before - maximum), unless it is the same. Ranges are merged in ascending order by
+ * the common maximum. A query's result depends on nothing else, so neither threads nor chunks can
+ * change it. */
 #ifndef KVC_ATTEND_H
 #define KVC_ATTEND_H
 
@@ -46,9 +48,10 @@ typedef struct kvc__block {
 
 /** One thread's scratch. */
 typedef struct kvc__attend_thread {
-    float *s;   /* [max_row][256] scores of a range */
-    float *tmp; /* [max_row][64] scores of a page */
+    float *s;   /* [max_row][64] scores of a page; [max_range] factors of a row's ranges */
+    float *tmp; /* [max_row][64] scores of a page in another pass */
     float *q;   /* [max_row][dim_k] queries at shifted positions */
+    float *max; /* [4][max_row] what a page's exponentials are relative to, for observers */
     kvc__codec_scratch codec;
 } kvc__attend_thread;
 
@@ -77,7 +80,7 @@ typedef struct kvc__attend {
     kvc_range *range; /* [n_batch][KVC_MAX_RANGES + 1] */
     uint32_t *n_rng;  /* [n_batch] */
     uint64_t *sel;    /* [n_batch][n_head_kv][max_word], when a session selects */
-    float *partial;   /* per block [head][range][row][2 + dim_v]: maximum, sum, output */
+    float *partial;   /* per block [head][range]: [row][dim_v] output, [row] maximum, [row] sum */
     size_t cap_partial;
     float *prob; /* per block [head][row][range × 256], when a session observes */
     size_t cap_prob;
@@ -86,9 +89,9 @@ typedef struct kvc__attend {
     uint32_t *job;              /* [n_batch + 1] first job of each piece, by its first block */
 } kvc__attend;
 
-/** Floats of one row's partial result: maximum, sum, output. */
-static inline size_t kvc__partial_row(const kvc__attend *a) {
-    return 2 + (size_t)a->model->hp.dim_v;
+/** Floats of one range's partial results for so many rows: output, maximum, sum; whole lines. */
+static inline size_t kvc__partial_floats(const kvc__attend *a, size_t rows) {
+    return (rows * (2 + (size_t)a->model->hp.dim_v) + 15) & ~(size_t)15;
 }
 
 /** The set of pages that the query of a row reads of a head. */

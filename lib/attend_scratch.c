@@ -50,13 +50,14 @@ static size_t thread_floats(const kvc__attend *a, const kvc__hparams *hp, float 
                             kvc__attend_thread *t) {
     const size_t dim = hp->dim_k > hp->dim_v ? hp->dim_k : hp->dim_v;
     const size_t ranges = (a->max_range + 15) & ~(size_t)15;
-    size_t s = (size_t)a->max_row * KVC__RANGE_ENTRIES;
+    size_t s = (size_t)a->max_row * KVC_PAGE;
     s = s > ranges ? s : ranges;
     size_t at = 0;
-    float **part[] = {&t->s, &t->tmp, &t->q, &t->codec.k, &t->codec.v, &t->codec.t};
+    float **part[] = {&t->s, &t->tmp, &t->q, &t->max, &t->codec.k, &t->codec.v, &t->codec.t};
     const size_t size[] = {s,
                            (size_t)a->max_row * KVC_PAGE,
                            a->max_row * dim,
+                           (size_t)a->max_row * KVC__RANGE_PAGES,
                            dim * KVC_PAGE,
                            dim * KVC_PAGE,
                            dim * KVC_PAGE};
@@ -118,8 +119,8 @@ int32_t kvc__attend_reserve(kvc__attend *a, kvc_model *model, uint32_t n_ctx, bo
         KVC_TRY(reserve_threads(a, model, ranges > a->max_range ? ranges : a->max_range, err));
     }
     /* Room for some blocks, and for one token of the longest session in any case. */
-    const size_t token = (size_t)hp->n_head * a->max_range;
-    const size_t need = token * kvc__partial_row(a), wide = token * KVC__RANGE_ENTRIES;
+    const size_t need = (size_t)hp->n_head_kv * a->max_range * kvc__partial_floats(a, group);
+    const size_t wide = (size_t)hp->n_head * a->max_range * KVC__RANGE_ENTRIES;
     const size_t partial = need > SCRATCH ? need : SCRATCH, prob = wide > SCRATCH ? wide : SCRATCH;
     if (partial > a->cap_partial) {
         KVC_TRY(regrow(&model->mem, &a->partial, a->cap_partial, partial, sizeof(float), err));

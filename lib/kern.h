@@ -11,6 +11,7 @@
 
 #include "kvc/policy.h"
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -53,9 +54,9 @@ typedef struct kvc__kern {
      * 1, 2, 4, …, then × 1/sqrt(b) rounded to float. Its own inverse. */
     void (*hadamard)(float *x, uint32_t b, uint32_t n);
 
-    /* ---- softmax over a range */
-    /* *max = the maximum of s[n] (-INFINITY when all are); if finite: s = exp(s - max), exactly 0
-     * where s was -INFINITY, and *sum = their sum. n a multiple of 64. exp: one polynomial for all
+    /* ---- softmax over a page or more */
+    /* *max = the maximum of s[n] and *max; s = exp(s - *max), exactly 0 where s was -INFINITY, and
+     * *sum = their sum. n a multiple of 64. exp: one polynomial for all
      * levels, exp(0) exactly 1, 0 below -87, relative error below 2e-7. */
     void (*softmax)(float *s, uint32_t n, float *max, float *sum);
     /* exp as above for one value <= 0. */
@@ -118,6 +119,22 @@ typedef struct kvc__kern {
     void (*pack_mix)(const kvc_packing *p, const void *src, const float *w, uint32_t n_q,
                      float *acc);
 } kvc__kern;
+
+/** Takes the scores of one more page into a row's softmax: s[64] become exponentials below the
+ * largest score so far, *max, and *sum what they and those before come to. Answers by what all that
+ * was made of those before has to be multiplied: 1, nothing changes. *max and *sum begin as
+ * -INFINITY and 0. */
+static inline float kvc__soften(const kvc__kern *kern, float *s, float *max, float *sum) {
+    const float before = *max;
+    float mine, down = 1.0f;
+    kern->softmax(s, KVC__ENTRIES, max, &mine);
+    if (before < *max && before > -INFINITY) {
+        down = kern->exp1(before - *max);
+        *sum *= down;
+    }
+    *sum += mine;
+    return down;
+}
 
 /** The table of the level in use (kvc__cpu_level()). */
 const kvc__kern *kvc__kern_get(void);

@@ -128,7 +128,7 @@ static void silu_mul(float *gate, const float *up, uint32_t n) {
 }
 
 static void softmax(float *s, uint32_t n, float *max, float *sum) {
-    vf m = vf_set1(-INFINITY);
+    vf m = vf_set1(*max);
     for (uint32_t i = 0; i < n; i += 16) {
         m = vf_max(vf_load(s + i), m); /* skips NaN, which reaches the sum below */
     }

@@ -157,6 +157,23 @@ static int32_t take_scores(struct mass *m, uint32_t i) {
 
 /* ---------------------------------------------------------------- probabilities */
 
+/* Turns the scores of one range into exponentials below its largest one, page by page as attention
+ * does. */
+static void softmax_range(const kvc__kern *kern, float *e, float *max, float *sum) {
+    float at_page[KVC__RANGE_PAGES];
+    *max = -INFINITY;
+    *sum = 0.0f;
+    for (uint32_t i = 0; i < KVC__RANGE_PAGES; i++) {
+        (void)kvc__soften(kern, e + (size_t)i * KVC_PAGE, max, sum);
+        at_page[i] = *max;
+    }
+    for (uint32_t i = 0; i < KVC__RANGE_PAGES; i++) {
+        if (at_page[i] < *max && at_page[i] > -INFINITY) {
+            kern->scale(e + (size_t)i * KVC_PAGE, kern->exp1(at_page[i] - *max), KVC_PAGE);
+        }
+    }
+}
+
 /* Turns a row's scores into exponentials, range by range, and max into what makes probabilities of
  * each range's: exp(max_r - max) / sum. */
 static void softmax_row(struct mass *m, uint32_t r) {
@@ -165,11 +182,7 @@ static void softmax_row(struct mass *m, uint32_t r) {
     float top = -INFINITY, all = 0.0f;
     for (uint32_t i = 0; i < m->n_range; i++) {
         float *e = m->e + ((size_t)r * m->n_range + i) * RANGE_ENTRIES;
-        sum[i] = 0.0f;
-        kern->softmax(e, RANGE_ENTRIES, &max[i], &sum[i]);
-        if (max[i] == -INFINITY) {
-            memset(e, 0, RANGE_ENTRIES * sizeof *e);
-        }
+        softmax_range(kern, e, &max[i], &sum[i]);
         top = max[i] > top ? max[i] : top;
     }
     for (uint32_t i = 0; i < m->n_range; i++) {
