@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * every.h: grids of cases that the release build alone runs whole. ctest sets KVC_TEST_EVERY for
+ * every.h: grids of cases that the release build runs whole. ctest sets KVC_TEST_EVERY for
  * the others: another compiler's code, bytes out of bounds, races and lines that are reached show
  * in a few cases of each kind, at a fraction of the time. */
 #ifndef KVC_TESTS_EVERY_H
@@ -14,8 +14,8 @@ static inline int every(void) {
     return n != NULL && atoi(n) > 1 ? atoi(n) : 1;
 }
 
-/* The step from case to case where each has `inner` cases of the grid in itself, 1 at least. Odd,
- * since the last thing that grids vary has often two values. */
+/* The step from case to case where one weighs as much as `inner` cases of the grid, since it holds
+ * so many or takes as long. Odd, since the last thing that grids vary has often two values. */
 static inline int every_step(int inner) {
     return every() > inner ? (every() / inner) | 1 : 1;
 }
@@ -25,9 +25,8 @@ static inline int every_inner(int n) {
     return every() < n ? every() : n;
 }
 
-/* Adds the cases of a loop test that are to be run, of 0 to n - 1; at least one is. Each has
- * `inner` cases of the grid in itself, of which it leaves out some when every() isn't 1. Each call
- * begins with another case, so that tests with the same grid share it out. */
+/* Adds the cases of a loop test that are to be run, of 0 to n - 1, each of that weight; at least
+ * one is. Each call begins with another case, so that tests with the same grid share it out. */
 static inline void every_add(TCase *tc, const TTest *test, int n, int inner) {
     static int calls;
     const int step = every_step(inner) < n ? every_step(inner) : n;
