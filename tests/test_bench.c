@@ -225,7 +225,7 @@ END_TEST
 /* ---------------------------------------------------------------- the probe */
 
 START_TEST(a_probe_only_raises_limits) {
-    cmp_probe *p = cmp_probe_open(2);
+    cmp_probe *p = cmp_probe_open(2, (size_t)16 << 20);
     cmp_limits l;
     ck_assert_ptr_nonnull(p);
     cmp_limits_init(&l);

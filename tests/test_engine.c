@@ -4,6 +4,7 @@
  * mean the same. */
 #include "engine_util.h"
 
+#include "every.h"
 #include "kern.h"
 
 #include <math.h>
@@ -57,14 +58,6 @@ static const char *const specs[] = {
 #define N_MODEL (sizeof models / sizeof *models)
 #define N_SPEC  (sizeof specs / sizeof *specs)
 
-/* Under a sanitizer, and when coverage is counted, KVC_TEST_EVERY=n runs every n-th case of a grid,
- * beginning with another one in each test. */
-static bool left_out(int i, int test) {
-    const char *every = getenv("KVC_TEST_EVERY");
-    const int n = every != NULL ? atoi(every) : 1;
-    return n > 1 && (i + test) % n != 0;
-}
-
 /* One case of the grid: a model, a spec, a way to compute. */
 struct grid {
     kvc_model *m;
@@ -107,9 +100,6 @@ static void grid_check(struct grid *g, kvc_model *m, uint32_t chunk, const char 
 #define GRID ((int)(N_MODEL * N_SPEC * 2))
 
 START_TEST(chunks_do_not_matter) {
-    if (left_out(_i, 0)) {
-        return;
-    }
     struct grid g;
     grid_open(&g, _i);
     grid_check(&g, g.m, 100, "chunks of 100");
@@ -126,9 +116,6 @@ START_TEST(chunks_do_not_matter) {
 END_TEST
 
 START_TEST(threads_do_not_matter) {
-    if (left_out(_i, 5)) {
-        return;
-    }
     struct grid g;
     grid_open(&g, _i);
     for (int threads = 2; threads <= 5; threads += 3) {
@@ -142,9 +129,6 @@ START_TEST(threads_do_not_matter) {
 END_TEST
 
 START_TEST(company_does_not_matter) {
-    if (left_out(_i, 10)) {
-        return;
-    }
     struct grid g;
     grid_open(&g, _i);
     kvc_session *s[3] = {util_session(g.m, g.spec, g.compute, N_CTX),
@@ -178,9 +162,6 @@ START_TEST(company_does_not_matter) {
 END_TEST
 
 START_TEST(truncation_and_replay_do_not_matter) {
-    if (left_out(_i, 15)) {
-        return;
-    }
     static const uint32_t to[] = {0, 1, 63, 64, 65, 130, 191, 192, 229, 255, 256, 289, 290, 295};
     struct grid g;
     grid_open(&g, _i);
@@ -201,9 +182,6 @@ START_TEST(truncation_and_replay_do_not_matter) {
 END_TEST
 
 START_TEST(truncation_forgets_the_tail) {
-    if (left_out(_i, 20)) {
-        return;
-    }
     struct grid g;
     grid_open(&g, _i);
     int32_t wrong[100];
@@ -224,9 +202,6 @@ END_TEST
 #define N_PAIR 31u
 
 START_TEST(policies_that_mean_the_same) {
-    if (left_out(_i, 25)) {
-        return;
-    }
     static const char *const pairs[][2] = {
         {"", "full"},
         {"none", "full"},
@@ -330,6 +305,15 @@ END_TEST
 
 static const char *hash_model;
 
+/* Models share the cases out among themselves. */
+static bool left_out(size_t i, const char *model) {
+    size_t m = 0;
+    while (strcmp(models[m], model) != 0) {
+        m++;
+    }
+    return (i + m) % (size_t)every() != 0;
+}
+
 /* Prints a line for every spec and way to compute: level, case, hash of all logits. */
 START_TEST(print_hashes) {
     kvc_model *m = util_model(hash_model, 2, 0);
@@ -338,7 +322,7 @@ START_TEST(print_hashes) {
     float *a = calloc(ROWS * vocab, sizeof *a);
     util_tokens(token, N, vocab, 11);
     for (size_t i = 0; i < N_SPEC * 2; i++) {
-        if (left_out((int)i, 0)) {
+        if (left_out(i, hash_model)) {
             continue;
         }
         const char *compute = i % 2 == 0 ? "f32" : "int8", *spec = specs[i / 2];
@@ -377,7 +361,7 @@ START_TEST(levels_are_equal) {
         run[l] = run_level(names[l], model);
     }
     for (size_t i = 0; i < N_SPEC * 2; i++) {
-        if (left_out((int)i, 0)) {
+        if (left_out(i, model)) {
             continue;
         }
         for (int l = 0; l < 3; l++) {
@@ -414,12 +398,12 @@ int main(int argc, char **argv) {
         tcase_add_test(tc, print_hashes);
         return run(suite, CK_SILENT);
     }
-    tcase_add_loop_test(tc, chunks_do_not_matter, 0, GRID);
-    tcase_add_loop_test(tc, threads_do_not_matter, 0, GRID);
-    tcase_add_loop_test(tc, company_does_not_matter, 0, GRID);
-    tcase_add_loop_test(tc, truncation_and_replay_do_not_matter, 0, GRID);
-    tcase_add_loop_test(tc, truncation_forgets_the_tail, 0, GRID);
-    tcase_add_loop_test(tc, policies_that_mean_the_same, 0, (int)(N_MODEL * 2 * N_PAIR));
+    every_add(tc, chunks_do_not_matter, GRID, 1);
+    every_add(tc, threads_do_not_matter, GRID, 1);
+    every_add(tc, company_does_not_matter, GRID, 1);
+    every_add(tc, truncation_and_replay_do_not_matter, GRID, 1);
+    every_add(tc, truncation_forgets_the_tail, GRID, 1);
+    every_add(tc, policies_that_mean_the_same, (int)(N_MODEL * 2 * N_PAIR), 1);
     tcase_add_test(tc, policies_that_differ_do);
     tcase_add_loop_test(tc, levels_are_equal, 0, (int)N_MODEL);
     return run(suite, CK_NORMAL);

@@ -2,6 +2,7 @@
  * test_failure.c: what memory that runs out and policies that fail do to sessions: the right status
  * and sentence, no leak, other sessions untouched, the step undone or the session dead. Everything
  * goes through the public API. */
+#include "every.h"
 #include "session_util.h"
 
 #include <signal.h>
@@ -667,14 +668,14 @@ static void add_policy_cases(Suite *suite) {
 
 static void add_memory_cases(Suite *suite) {
     TCase *tc = add_case(suite, "memory");
-    tcase_add_loop_test(tc, all_is_given_back, 0, N_SPEC);
+    every_add(tc, all_is_given_back, N_SPEC, 8);
     tcase_add_test(tc, failing_opens_give_back);
-    tcase_add_loop_test(tc, decoding_takes_no_memory, 0, N_SPEC);
-    tcase_add_loop_test(tc, open_without_memory, 0, N_SPEC);
+    every_add(tc, decoding_takes_no_memory, N_SPEC, 8);
+    every_add(tc, open_without_memory, N_SPEC, 8);
     tcase_add_test(tc, open_without_memory_of_the_model);
-    tcase_add_loop_test(tc, decode_without_memory, 0, 6);
-    tcase_add_loop_test(tc, a_failed_step_costs_no_replay, 0, 8);
-    tcase_add_loop_test(tc, copies_without_memory, 0, N_SPEC);
+    every_add(tc, decode_without_memory, 6, 8);
+    every_add(tc, a_failed_step_costs_no_replay, 8, 8);
+    every_add(tc, copies_without_memory, N_SPEC, 8);
     tcase_add_test(tc, truncate_without_memory);
 }
 

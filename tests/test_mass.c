@@ -2,6 +2,7 @@
  * test_mass.c: kvc_host_store.mass(): attention probabilities computed again for a stage. Against a
  * plain softmax over the rows that read() gives, in every format, with evicted entries and with
  * pages in a tier; and bit for bit against the columns that attention itself has filled. */
+#include "every.h"
 #include "session_util.h"
 
 #include <math.h>
@@ -384,9 +385,9 @@ int main(void) {
     Suite *suite = suite_create("mass");
     TCase *tc = tcase_create("mass");
     tcase_add_checked_fixture(tc, setup_look, teardown);
-    tcase_add_loop_test(tc, probabilities_are_those_of_a_plain_softmax, 0, N_MODEL * N_FORMAT * 4);
+    every_add(tc, probabilities_are_those_of_a_plain_softmax, N_MODEL * N_FORMAT * 4, 2);
     tcase_add_loop_test(tc, what_visible_hides_counts_for_nothing, 0, 3);
-    tcase_add_loop_test(tc, the_last_query_is_that_of_the_column, 0, N_MODEL * N_FORMAT * 4);
+    every_add(tc, the_last_query_is_that_of_the_column, N_MODEL * N_FORMAT * 4, 2);
     tcase_add_loop_test(tc, queries_add_up, 0, 4);
     tcase_add_loop_test(tc, threads_do_not_matter, 0, 2);
     tcase_add_test(tc, nonsense_is_refused);

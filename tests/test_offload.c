@@ -3,6 +3,7 @@
  * scratch files, which pass through here to fail and to lie. Pages of every layout come back bit
  * for bit; what the disk changed is found; memory is what open() took, and all given back. */
 #include "codec.h"
+#include "every.h"
 #include "half.h"
 #include "scratch.h"
 #include "stack.h"
@@ -996,17 +997,17 @@ int main(void) {
     TCase *tc = tcase_create("offload");
     tcase_set_timeout(tc, 120);
     tcase_add_checked_fixture(tc, setup, teardown);
-    tcase_add_loop_test(tc, what_is_put_comes_back, 0, N_LAYOUT);
-    tcase_add_loop_test(tc, pages_shrink, 0, 5);
+    every_add(tc, what_is_put_comes_back, N_LAYOUT, 8);
+    every_add(tc, pages_shrink, 5, 8);
     tcase_add_test(tc, neighbours_are_read_at_once);
-    tcase_add_loop_test(tc, a_flipped_bit_is_found, 0, 10);
-    tcase_add_loop_test(tc, a_place_that_cant_be_read, 0, 10);
+    every_add(tc, a_flipped_bit_is_found, 10, 8);
+    every_add(tc, a_place_that_cant_be_read, 10, 8);
     tcase_add_test(tc, keys_that_are_wrong);
-    tcase_add_loop_test(tc, records_of_any_bytes, 0, N_LAYOUT);
+    every_add(tc, records_of_any_bytes, N_LAYOUT, 8);
     tcase_add_test(tc, a_put_that_fails_keeps_nothing);
     tcase_add_test(tc, every_allocation_fails_once);
-    tcase_add_loop_test(tc, nothing_grows_after_open, 0, 4);
-    tcase_add_loop_test(tc, threads, 0, 6);
+    every_add(tc, nothing_grows_after_open, 4, 8);
+    every_add(tc, threads, 6, 8);
     tcase_add_test(tc, what_it_cant_do);
     tcase_add_test(tc, the_plan);
     tcase_add_test(tc, files_without_arguments);

@@ -3,6 +3,7 @@
  * size, a full disk, calls of the system and of the allocator that fail once each, threads, and
  * that neither a name nor the page cache keeps what was written. */
 #define _GNU_SOURCE /* mincore, getrlimit's SIGXFSZ, O_DIRECT */
+#include "every.h"
 #include "scratch.h"
 
 #include <check.h>
@@ -815,11 +816,11 @@ int main(void) {
     tcase_add_test(tc, room_is_used_again);
     tcase_add_test(tc, a_hole_is_found);
     tcase_add_test(tc, records_of_any_size);
-    tcase_add_loop_test(tc, random_steps, 0, 3);
+    every_add(tc, random_steps, 3, 8);
     tcase_add_test(tc, bounds);
     tcase_add_test(tc, a_full_disk);
     tcase_add_test(tc, aligned_reads_go_past_the_page_cache);
-    tcase_add_loop_test(tc, every_call_fails_once, 0, N_MODE);
+    every_add(tc, every_call_fails_once, N_MODE, 8);
     tcase_add_test(tc, a_failed_write_gives_its_room_back);
     tcase_add_test(tc, a_large_file);
     tcase_add_test(tc, threads);

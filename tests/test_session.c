@@ -2,6 +2,7 @@
  * test_session.c: what a caller of sessions can do, rightly and wrongly, from one thread and from
  * several, and what sessions say of themselves. Everything goes through the public API. That
  * results don't depend on how they are computed is the matter of test_engine.c. */
+#include "every.h"
 #include "session_util.h"
 
 /* ---------------------------------------------------------------- arguments */
@@ -594,8 +595,8 @@ int main(void) {
     tcase_add_test(tc, wanted_logits);
     tcase_add_loop_test(tc, many_sessions, 0, 2);
     tc = add_case(suite, "threads");
-    tcase_add_loop_test(tc, cancel_in_a_prompt, 0, 2 * N_SPEC);
-    tcase_add_loop_test(tc, cancel_before_a_call, 0, N_SPEC);
+    every_add(tc, cancel_in_a_prompt, 2 * N_SPEC, 8);
+    every_add(tc, cancel_before_a_call, N_SPEC, 8);
     tcase_add_test(tc, busy_in_a_call);
     tcase_add_test(tc, threads_share_a_model);
     tcase_add_test(tc, a_model_lives_as_long_as_its_sessions);

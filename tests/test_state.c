@@ -2,6 +2,7 @@
  * test_state.c: copies of sessions and sessions in files: both go on with the same logits to the
  * last bit, change nothing in the session they come from, and refuse what isn't theirs. */
 #include "engine_util.h"
+#include "every.h"
 
 #include <fcntl.h>
 #include <stdbool.h>
@@ -41,7 +42,7 @@ static const char *const specs[] = {"",
 #define N_SPEC ((int)(sizeof specs / sizeof *specs))
 
 static const uint32_t cuts[] = {1, 63, 64, 130, 192, 255, 256, 290};
-#define N_CUT (sizeof cuts / sizeof *cuts)
+#define N_CUT ((int)(sizeof cuts / sizeof *cuts))
 
 /* A model, a spec, and the logits of a session that was never cut. */
 struct whole {
@@ -87,7 +88,7 @@ static void feed_quietly(struct whole *w, kvc_session *s, const int32_t *token, 
 START_TEST(forks_go_on) {
     struct whole w;
     whole_open(&w, _i);
-    for (size_t c = 0; c < N_CUT; c++) {
+    for (int c = _i % every_inner(N_CUT); c < N_CUT; c += every_inner(N_CUT)) {
         kvc_session *s = util_session(w.m, w.spec, "f32", N_CTX), *f[3] = {NULL, NULL, NULL};
         feed_quietly(&w, s, w.token, cuts[c]);
         for (int i = 0; i < 3; i++) {
@@ -165,7 +166,7 @@ static kvc_session *load(kvc_model *m, int32_t want, const char *say) {
 START_TEST(saved_sessions_go_on) {
     struct whole w;
     whole_open(&w, _i);
-    for (size_t c = 0; c < N_CUT; c++) {
+    for (int c = _i % every_inner(N_CUT); c < N_CUT; c += every_inner(N_CUT)) {
         kvc_session *s = util_session(w.m, w.spec, "f32", N_CTX);
         feed_quietly(&w, s, w.token, cuts[c]);
         ck_assert_msg(kvc_session_save(s, path) == KVC_OK, "%s", kvc_session_error(s));
@@ -244,7 +245,7 @@ START_TEST(damaged_files_are_refused) {
     uint8_t *bytes = read_file(&n);
     uint64_t x = 88172645463325252u;
     kvc_params *p = util_params();
-    for (size_t i = 0; i < 200; i++) {
+    for (int i = _i % every_inner(200); i < 200; i += every_inner(200)) {
         x ^= x << 13, x ^= x >> 7, x ^= x << 17;
         /* Half of the places in the first part, where the counts are. */
         const size_t at = x % (i % 2 == 0 ? n : n < 2048 ? n : 2048);
@@ -423,7 +424,7 @@ START_TEST(heads_that_are_cut_are_refused) {
     kvc_session_close(s);
     kvc_session_close(load(m, KVC_OK, NULL));
     ck_assert_int_eq(stat(path, &st), 0);
-    for (off_t at = st.st_size - 1; at >= 0; at -= at < 2000 ? 1 : 13) {
+    for (off_t at = st.st_size - 1; at >= 0; at -= at < 2000 ? every_step(8) : 13) {
         ck_assert_int_eq(truncate(path, at), 0);
         const int32_t rc = kvc_session_load(m, path, p, &s);
         ck_assert_msg(rc == KVC_E_FORMAT, "cut at %d: %d", (int)at, rc);
@@ -458,7 +459,8 @@ START_TEST(files_that_are_cut_are_refused) {
         ck_assert_msg(strstr(kvc_params_error(p), path) != NULL, "%s", kvc_params_error(p));
         const bool number = at + 24 > n || at < head || (at >= store && at < store + 60) ||
                             (at >= page && at < page + 300);
-        at -= number ? 1 : at % 100 > 0 ? at % 100 : 100;
+        const size_t step = number ? (size_t)every_step(8) : at % 100 > 0 ? at % 100 : 100;
+        at -= step < at ? step : at;
     }
     kvc_params_destroy(p);
     free(bytes);
@@ -572,11 +574,11 @@ int main(void) {
     TCase *tc = tcase_create("state");
     tcase_set_timeout(tc, 300);
     tcase_add_checked_fixture(tc, setup, teardown);
-    tcase_add_loop_test(tc, forks_go_on, 0, N_SPEC);
+    every_add(tc, forks_go_on, N_SPEC, N_CUT);
     tcase_add_test(tc, forks_share_pages);
-    tcase_add_loop_test(tc, saved_sessions_go_on, 0, N_SPEC);
-    tcase_add_loop_test(tc, saving_twice_gives_the_same_bytes, 0, N_SPEC);
-    tcase_add_loop_test(tc, damaged_files_are_refused, 0, N_SPEC);
+    every_add(tc, saved_sessions_go_on, N_SPEC, N_CUT);
+    every_add(tc, saving_twice_gives_the_same_bytes, N_SPEC, N_CUT);
+    every_add(tc, damaged_files_are_refused, N_SPEC, N_CUT);
     tcase_add_loop_test(tc, lies_are_found, 0, (int)(sizeof lies / sizeof *lies));
     tcase_add_test(tc, no_memory_is_taken_for_a_damaged_context);
     tcase_add_test(tc, heads_that_are_cut_are_refused);

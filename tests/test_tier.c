@@ -2,6 +2,7 @@
  * test_tier.c: sessions whose pages live in a tier: what memory they take, what a failing or
  * forgetful tier does to them, and that nobody can tell it from the logits. */
 #include "engine_util.h"
+#include "every.h"
 
 #include <pthread.h>
 #include <stdbool.h>
@@ -159,7 +160,7 @@ END_TEST
 
 /* To the next call that is to fail; under a sanitizer fewer do. */
 static uint32_t step_from(uint32_t nth) {
-    return getenv("KVC_TEST_EVERY") != NULL ? nth : nth < 12 ? 1 : 1 + nth / 4;
+    return every() > 1 ? nth : nth < 12 ? 1 : 1 + nth / 4;
 }
 
 enum { N_FAILING = 5 };
@@ -421,13 +422,13 @@ int main(void) {
     tcase_set_timeout(tc, 300);
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_test(tc, pages_leave_memory);
-    tcase_add_loop_test(tc, the_limit_is_kept, 0, 4 * N_TIER);
-    tcase_add_loop_test(tc, the_limit_is_kept_on_a_disk, 0, 3);
-    tcase_add_loop_test(tc, a_failing_call_is_undone, 0, 2 * N_FAILING * N_TIER);
-    tcase_add_loop_test(tc, a_refused_page_takes_no_memory, 0, N_FAILING);
-    tcase_add_loop_test(tc, lost_pages_are_computed_again, 0, N_FAILING * N_TIER);
-    tcase_add_loop_test(tc, lost_for_good, 0, N_FAILING * N_TIER);
-    tcase_add_loop_test(tc, a_broken_tier_kills, 0, 8 * N_TIER);
+    every_add(tc, the_limit_is_kept, 4 * N_TIER, 8);
+    every_add(tc, the_limit_is_kept_on_a_disk, 3, 8);
+    every_add(tc, a_failing_call_is_undone, 2 * N_FAILING * N_TIER, 8);
+    every_add(tc, a_refused_page_takes_no_memory, N_FAILING, 8);
+    every_add(tc, lost_pages_are_computed_again, N_FAILING * N_TIER, 8);
+    every_add(tc, lost_for_good, N_FAILING * N_TIER, 8);
+    every_add(tc, a_broken_tier_kills, 8 * N_TIER, 8);
     tcase_add_test(tc, forks_share_a_tier);
     tcase_add_test(tc, forks_are_saved_side_by_side);
     tcase_add_test(tc, loading_keeps_the_limit);

@@ -3,6 +3,7 @@
  * Each against its paper's rule, written down plainly here and fed with the store's own scores: the
  * same entries at every tick of every lane. Two stages of the test's stand around the policy, one
  * foretells, the other looks. A third one follows recorded choices, in any format. */
+#include "every.h"
 #include "session.h"
 #include "session_util.h"
 
@@ -414,7 +415,7 @@ START_TEST(chunks_and_threads_do_not_matter) {
     const struct rule *r = &rules[_i / 2];
     char bare[256];
     float *want = run_watched(model, r, compute_of(_i), PROMPT);
-    for (size_t c = 0; c < 4; c++) {
+    for (int c = _i / 2 % every_inner(4); c < 4; c += every_inner(4)) {
         kvc_model *m = util_model("tiny-f16.gguf", c % 2 == 0 ? 1 : 3, 0);
         float *got = run_watched(m, r, compute_of(_i), chunks[c]);
         util_same(want, got, ROWS, VOCAB, r->policy);
@@ -584,7 +585,7 @@ START_TEST(hostile_state_does_no_harm) {
     enum { N_ODD = 10, ROOM = 1 << 18 };
     uint8_t *room = malloc(ROOM);
     uint32_t accepted = 0;
-    for (uint32_t i = 0; i < N_ODD * N_ODD * N_ODD; i++) {
+    for (uint32_t i = 0; i < N_ODD * N_ODD * N_ODD; i += (uint32_t)every()) {
         const int32_t head[] = {odd[i % N_ODD], odd[i / N_ODD % N_ODD], odd[i / N_ODD / N_ODD]};
         kvc_session *s = open_run(model, "snapkv:budget=60:window=8", "f32");
         const kvc__stage *st = s->stack.stage[0];
@@ -609,7 +610,7 @@ START_TEST(hostile_state_does_no_harm) {
         }
         kvc_session_close(s);
     }
-    ck_assert_uint_gt(accepted, 20);
+    ck_assert_uint_gt(accepted, every() > 1 ? 0 : 20);
     free(room);
 }
 END_TEST
@@ -650,9 +651,9 @@ int main(void) {
     TCase *tc = tcase_create("which");
     tcase_add_checked_fixture(tc, setup_which, teardown);
     tcase_set_timeout(tc, 120);
-    tcase_add_loop_test(tc, choices_are_those_of_the_paper, 0, 3 * N_RULE * 2);
-    tcase_add_loop_test(tc, chunks_and_threads_do_not_matter, 0, N_RULE * 2);
-    tcase_add_loop_test(tc, nothing_but_the_choices_matters, 0, N_RULE);
+    every_add(tc, choices_are_those_of_the_paper, 3 * N_RULE * 2, 2);
+    every_add(tc, chunks_and_threads_do_not_matter, N_RULE * 2, 4);
+    every_add(tc, nothing_but_the_choices_matters, N_RULE, 4);
     tcase_add_test(tc, the_queries_are_given_back);
     tcase_add_test(tc, going_back_keeps_the_window);
     tcase_add_test(tc, generated_tokens_are_no_prompt);

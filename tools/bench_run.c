@@ -326,7 +326,7 @@ int32_t cmp_bench_run(cmp_bench *b) {
         rc = open_base(b, &all[i]);
     }
     if (rc >= 0) {
-        b->probe = cmp_probe_open(b->info.n_threads);
+        b->probe = cmp_probe_open(b->info.n_threads, 0);
         rc = b->probe != NULL ? KVC_OK : fail(b, "limits", NULL, KVC_E_NOMEM);
     }
     for (uint32_t k = 0; rc >= 0 && k < b->o->n_depth; k++) {

@@ -23,6 +23,13 @@
 #define RUN_NS      30000000u           /* least time of a run of multiply-adds */
 #define MAC_GENERIC 1024u
 
+/* A sanitizer's check of each word would take many times as long as reading it. */
+#if defined(__GNUC__)
+#define UNCHECKED __attribute__((no_sanitize("address", "undefined", "thread")))
+#else
+#define UNCHECKED
+#endif
+
 enum { WAIT = 0, GO, GIVE_UP };
 
 /* What one thread does. */
@@ -81,7 +88,7 @@ static const char *choose(int32_t (**multiply)(uint64_t n), uint64_t *per_round)
     return "generic";
 }
 
-static uint64_t read_words(const uint64_t *p, size_t n) {
+UNCHECKED static uint64_t read_words(const uint64_t *p, size_t n) {
     uint64_t sum[8] = {0};
     for (size_t i = 0; i + 8 <= n; i += 8) {
         for (size_t k = 0; k < 8; k++) {
@@ -151,12 +158,12 @@ static double best_rate(work *w, uint32_t n, double amount) {
 
 /* ---------------------------------------------------------------- reading */
 
-/* Bytes that each thread reads. */
-static size_t part_bytes(uint32_t n_thread) {
-    size_t all = LEAST_BYTES;
+/* Bytes that each thread reads, of so many in all or of as many as it takes. */
+static size_t part_bytes(uint32_t n_thread, size_t bytes) {
+    size_t all = bytes > 0 ? bytes : LEAST_BYTES;
 #ifdef _SC_LEVEL3_CACHE_SIZE
     const long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    const size_t want = cache > 0 ? (size_t)cache * CACHES : 0;
+    const size_t want = bytes == 0 && cache > 0 ? (size_t)cache * CACHES : 0;
     all = want > all ? want : all;
 #endif
     return (all / n_thread + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
@@ -199,13 +206,13 @@ void cmp_limits_init(cmp_limits *l) {
     *l = (cmp_limits){.read_gb_s = NAN, .int8_gmac_s = NAN, .instructions = ""};
 }
 
-cmp_probe *cmp_probe_open(uint32_t n_thread) {
+cmp_probe *cmp_probe_open(uint32_t n_thread, size_t read_bytes) {
     cmp_probe *p = calloc(1, sizeof *p);
     if (p == NULL) {
         return NULL;
     }
     p->work = calloc(n_thread, sizeof *p->work);
-    const size_t bytes = part_bytes(n_thread);
+    const size_t bytes = part_bytes(n_thread, read_bytes);
     while (p->work != NULL && p->n_thread < n_thread) {
         work *w = &p->work[p->n_thread];
         w->word = aligned_alloc(HUGE_PAGE, bytes);

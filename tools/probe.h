@@ -5,6 +5,7 @@
 #ifndef KVC_PROBE_H
 #define KVC_PROBE_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 /** Limits of the machine on a number of threads. */
@@ -20,8 +21,9 @@ void cmp_limits_init(cmp_limits *l);
 /** What measuring needs: memory far larger than the last cache, taken once. */
 typedef struct cmp_probe cmp_probe;
 
-/** Makes it for n_thread threads (1 or more). NULL without memory. */
-cmp_probe *cmp_probe_open(uint32_t n_thread);
+/** Makes it for n_thread threads (1 or more), which read about so many bytes together; 0: as many
+ * as a figure takes, which can be gigabytes. NULL without memory. */
+cmp_probe *cmp_probe_open(uint32_t n_thread, size_t read_bytes);
 /** Frees it; NULL is legal. */
 void cmp_probe_close(cmp_probe *p);
 /** Measures both limits, best of five, and raises what l holds: noise only ever lowers a limit.
