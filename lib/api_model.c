@@ -18,7 +18,7 @@ int32_t kvc_model_open_memory(const void *bytes, size_t n, kvc_params *params, k
     }
     *out = NULL;
     err->text[0] = '\0';
-    return kvc__model_create(bytes, n, params, out, err);
+    return kvc__model_create(bytes, n, false, params, out, err);
 }
 
 int32_t kvc_model_open(const char *path, kvc_params *params, kvc_model **out) {
@@ -32,7 +32,7 @@ int32_t kvc_model_open(const char *path, kvc_params *params, kvc_model **out) {
     kvc__map map = {0};
     KVC_TRY(kvc__map_file(path, &map, err));
     kvc__err why = {""};
-    int32_t rc = kvc__model_create(map.data, map.size, params, out, &why);
+    int32_t rc = kvc__model_create(map.data, map.size, true, params, out, &why);
     kvc__unmap(&map);
     return rc < 0 ? kvc__fail(err, rc, "%s: %s", path, why.text) : rc;
 }

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT
  * arena.h: sealed pages: slots of one size per layer in reserved address space, whose memory is
- * committed on use and given back when the last holder drops them. With a tier a slot's page may be
- * away: the slot then has a key instead of memory. A session and its forks share one arena; each
- * holder brings a segment, so there is always room for all that it can hold. Used with the model's
- * lock held. It knows slots, not lanes. */
+ * committed on use and given back when the last holder drops them. Slots lie in blocks, and the
+ * blocks of all layers one behind the other in the order of their first use, so that a large cache
+ * is made of large pages of the system. With a tier a slot's page may be away: the slot then has a
+ * key instead of memory. A session and its forks share one arena; each holder brings a segment, so
+ * there is always room for all that it can hold. Used with the model's lock held. It knows slots,
+ * not lanes. */
 #ifndef KVC_ARENA_H
 #define KVC_ARENA_H
 
@@ -35,9 +37,10 @@ typedef struct kvc__slot_key {
 /** One layer's slots. */
 typedef struct kvc__slots {
     size_t page_bytes;
-    uint32_t per_seg;    /* slots of a segment */
+    uint32_t per_seg;    /* slots that a holder brings */
+    uint32_t per_block;  /* slots of a block */
     uint32_t first_free; /* no free slot below it */
-    uint8_t **seg;       /* reserved [KVC__MAX_HOLDER], n_seg of them [per_seg][page_bytes] */
+    uint8_t **block;     /* reserved: [per_block][page_bytes] each, NULL before its first use */
     uint32_t *holder;    /* reserved [KVC__MAX_HOLDER × per_seg] how many hold the slot */
     kvc__slot_key *key;  /* reserved, the same; NULL without a tier */
 } kvc__slots;
@@ -47,6 +50,10 @@ typedef struct kvc__arena {
     kvc__tier *tier; /* or NULL */
     uint32_t n_layer, n_seg, n_holder;
     kvc__slots *layer;
+    size_t seg_bytes; /* of a segment */
+    uint8_t **seg;    /* [KVC__MAX_HOLDER] n_seg of them, which blocks are cut from */
+    uint32_t cut_seg; /* where the next block is cut: */
+    size_t cut_at;    /* behind so many bytes of that segment */
 } kvc__arena;
 
 /** Makes an arena for one holder. page_bytes[n_layer], per_seg[n_layer]. mem and tier (or NULL)

@@ -4,6 +4,8 @@
  * know who asks, and it keeps no headers: who frees says the size. */
 #include "mem.h"
 
+#include "os.h"
+
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,6 +42,9 @@ static void count(kvc__mem *m, size_t old_size, size_t new_size) {
     }
 }
 
+/* Blocks of that size, weights above all, get the system's large pages. */
+#define LARGE ((size_t)4 << 20)
+
 /* libc's realloc() loses alignment, hence a new block each time. */
 static void *libc_realloc(void *p, size_t old_size, size_t new_size, size_t align) {
     void *q = NULL;
@@ -49,6 +54,9 @@ static void *libc_realloc(void *p, size_t old_size, size_t new_size, size_t alig
     }
     if (posix_memalign(&q, align, new_size) != 0) {
         return NULL;
+    }
+    if (new_size >= LARGE) {
+        kvc__prefer_large(q, new_size);
     }
     if (p) {
         memcpy(q, p, old_size < new_size ? old_size : new_size);

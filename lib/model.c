@@ -28,6 +28,7 @@
 typedef struct source {
     kvc__mat *mat;
     const uint8_t *data;
+    size_t bytes; /* of data */
 } source;
 
 /* What is needed while loading only. */
@@ -38,6 +39,7 @@ typedef struct loader {
     source *source; /* [cap_source] */
     uint8_t *used;  /* [g.n_tensor]: 1 when the model has a place for the tensor */
     uint64_t layer_bytes[TYPE_END];
+    bool is_map; /* the bytes are a file's, mapped */
     kvc__err *err;
 } loader;
 
@@ -274,7 +276,7 @@ static int32_t bind_mat(loader *l, const char *name, uint64_t n_row, uint64_t n_
                          name, type_text(t->type, buf, sizeof buf));
     }
     KVC_TRY(kvc__mat_init(m, t->type, n_row, n_col, l->err));
-    l->source[l->n_source++] = (source){m, t->data};
+    l->source[l->n_source++] = (source){m, t->data, t->bytes};
     return KVC_OK;
 }
 
@@ -415,16 +417,42 @@ static void pack_item(void *arg, uint32_t item, uint32_t thread) {
     kvc__mat_pack(s->mat, s->data, first, first + (left < PACK_GROUPS ? left : PACK_GROUPS));
 }
 
+/* All matrices lie in one block in the order in which a token needs them: the
+ * core reads ahead across their borders, and the system can back a large block by large pages. */
+static int32_t place_weights(loader *l) {
+    kvc_model *m = l->model;
+    size_t n = 0;
+    for (uint32_t i = 0; i < l->n_source; i++) {
+        const size_t bytes = kvc__mat_bytes(l->source[i].mat);
+        if (bytes > PTRDIFF_MAX - 64 - n) {
+            return no_memory(l->err, "the weights", UINT64_MAX);
+        }
+        n += (bytes + 63) & ~(size_t)63;
+    }
+    m->weight = kvc__alloc(&m->mem, n);
+    if (m->weight == NULL) {
+        return no_memory(l->err, "the weights", n);
+    }
+    m->weight_bytes = n;
+    n = 0;
+    for (uint32_t i = 0; i < l->n_source; i++) {
+        l->source[i].mat->data = m->weight + n;
+        n += (kvc__mat_bytes(l->source[i].mat) + 63) & ~(size_t)63;
+    }
+    return KVC_OK;
+}
+
 static int32_t pack_weights(loader *l) {
     kvc_model *m = l->model;
+    KVC_TRY(place_weights(l));
     for (uint32_t i = 0; i < l->n_source; i++) {
-        kvc__mat *mat = l->source[i].mat;
-        mat->data = kvc__alloc(&m->mem, kvc__mat_bytes(mat));
-        if (!mat->data) {
-            return no_memory(l->err, "the weights", kvc__mat_bytes(mat));
-        }
-        kvc__pool_run(m->pool, (mat->n_group + PACK_GROUPS - 1) / PACK_GROUPS, pack_item,
+        const source *s = &l->source[i];
+        kvc__pool_run(m->pool, (s->mat->n_group + PACK_GROUPS - 1) / PACK_GROUPS, pack_item,
                       &l->source[i]);
+        if (l->is_map) {
+            /* Otherwise the weights would be in memory twice before the file is closed. */
+            kvc__discard((void *)(uintptr_t)s->data, s->bytes);
+        }
     }
     if (m->tied) {
         m->head = m->embd;
@@ -528,15 +556,15 @@ static void model_free_handle(kvc_model *m) {
     kvc__free(&last, m, sizeof *m);
 }
 
-int32_t kvc__model_create(const uint8_t *bytes, size_t n, const struct kvc_params *params,
-                          kvc_model **out, kvc__err *err) {
+int32_t kvc__model_create(const uint8_t *bytes, size_t n, bool is_map,
+                          const struct kvc_params *params, kvc_model **out, kvc__err *err) {
     params = params ? params : &kvc__params_default;
     *out = NULL;
     kvc_model *m = model_alloc_handle(&params->allocator);
     if (!m) {
         return no_memory(err, "the model's handle", sizeof *m);
     }
-    loader l = {.model = m, .err = err};
+    loader l = {.model = m, .is_map = is_map, .err = err};
     int32_t rc = load(&l, bytes, n, params);
     kvc__free(&m->mem, l.source, l.cap_source * sizeof *l.source);
     kvc__free(&m->mem, l.used, (size_t)l.g.n_tensor);
@@ -549,15 +577,7 @@ int32_t kvc__model_create(const uint8_t *bytes, size_t n, const struct kvc_param
     return KVC_OK;
 }
 
-static void free_mat(kvc__mem *mem, const kvc__mat *m) {
-    kvc__free(mem, m->data, m->data ? kvc__mat_bytes(m) : 0);
-}
-
 static void free_layer(kvc__mem *mem, const kvc__layer *y, uint32_t n_embd) {
-    const kvc__mat *mats[LAYER_MATS] = {&y->q, &y->k, &y->v, &y->o, &y->gate, &y->up, &y->down};
-    for (uint32_t i = 0; i < LAYER_MATS; i++) {
-        free_mat(mem, mats[i]);
-    }
     kvc__free(mem, y->attn_norm, n_embd * sizeof *y->attn_norm);
     kvc__free(mem, y->ffn_norm, n_embd * sizeof *y->ffn_norm);
 }
@@ -576,10 +596,7 @@ void kvc__model_free(kvc_model *m) {
         free_layer(&m->mem, &m->layer[il], h->n_embd);
     }
     kvc__free(&m->mem, m->layer, h->n_layer * sizeof *m->layer);
-    free_mat(&m->mem, &m->embd);
-    if (!m->tied) {
-        free_mat(&m->mem, &m->head);
-    }
+    kvc__free(&m->mem, m->weight, m->weight_bytes);
     kvc__free(&m->mem, m->out_norm, h->n_embd * sizeof *m->out_norm);
     kvc__free(&m->mem, m->rope_freq, h->n_rot / 2 * sizeof *m->rope_freq);
     kvc__free(&m->mem, m->rope, (size_t)m->rope_n * h->n_rot * sizeof *m->rope);

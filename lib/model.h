@@ -46,9 +46,11 @@ typedef struct kvc__layer {
 struct kvc_model {
     kvc__mem mem; /* counts all of it */
     kvc__hparams hp;
-    kvc__mat embd;     /* [n_vocab, n_embd] */
-    kvc__mat head;     /* [n_vocab, n_embd]; shares embd's data when tied */
-    uint32_t tied;     /* 1: head is embd */
+    kvc__mat embd;   /* [n_vocab, n_embd] */
+    kvc__mat head;   /* [n_vocab, n_embd]; shares embd's data when tied */
+    uint32_t tied;   /* 1: head is embd */
+    uint8_t *weight; /* [weight_bytes] the data of all matrices */
+    size_t weight_bytes;
     float *out_norm;   /* [n_embd] */
     float *rope_freq;  /* [n_rot / 2] divisors (rope_freqs.weight), or NULL */
     kvc__layer *layer; /* [n_layer] */
@@ -69,11 +71,12 @@ struct kvc_model {
     kvc__err err;
 };
 
-/** Builds a model from a GGUF file's bytes, which are not needed afterwards. Checks every
+/** Builds a model from a GGUF file's bytes, which are not needed afterwards; is_map: they are a
+ * mapped file, whose pages are given back one by one. Checks every
  * hyperparameter and the type and shape of every tensor. Weights are packed on all threads.
  * KVC_E_FORMAT, KVC_E_UNSUPPORTED, KVC_E_NOMEM. */
-int32_t kvc__model_create(const uint8_t *bytes, size_t n, const struct kvc_params *params,
-                          kvc_model **out, kvc__err *err);
+int32_t kvc__model_create(const uint8_t *bytes, size_t n, bool is_map,
+                          const struct kvc_params *params, kvc_model **out, kvc__err *err);
 /** Frees it. */
 void kvc__model_free(kvc_model *model);
 /** Makes sure that rope covers positions [0, n). Called with the lock held. cos and sin are taken

@@ -187,6 +187,17 @@ void *kvc__reserve(size_t size) {
     return p == MAP_FAILED ? NULL : p;
 }
 
+void kvc__prefer_large(void *p, size_t size) {
+#ifdef MADV_HUGEPAGE
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), head = (page - (uintptr_t)p % page) % page;
+    if (size > head) {
+        (void)madvise((char *)p + head, size - head, MADV_HUGEPAGE);
+    }
+#else
+    (void)p, (void)size;
+#endif
+}
+
 void kvc__release(void *p, size_t size) {
     if (p) {
         munmap(p, size);

@@ -49,6 +49,9 @@ void kvc__forget(int fd, uint64_t at, size_t n);
 /** Reserves size bytes of zeroed address space that take memory only when touched; NULL when
  * refused. */
 void *kvc__reserve(size_t size);
+/** Asks the system to back [p, p + size) by large pages, where it has them: looking addresses up is
+ * then cheaper, and the memory is committed in larger pieces. To be called before the first use. */
+void kvc__prefer_large(void *p, size_t size);
 /** Gives reserved space back. */
 void kvc__release(void *p, size_t size);
 /** Gives the memory of the whole OS pages inside [p, p + size) back; they read as zeros afterwards.

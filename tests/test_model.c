@@ -69,7 +69,7 @@ static void teardown(void) {
 
 static kvc_model *open_model(const uint8_t *p, size_t n) {
     kvc_model *m = NULL;
-    int32_t rc = kvc__model_create(p, n, &params, &m, &err);
+    int32_t rc = kvc__model_create(p, n, false, &params, &m, &err);
     ck_assert_msg(rc == KVC_OK, "%s", err.text);
     return m;
 }
@@ -345,7 +345,7 @@ END_TEST
 START_TEST(null_params_are_the_defaults) {
     kvc_model *m = NULL;
     map_model("tiny-q4_0.gguf");
-    ck_assert_int_eq(kvc__model_create(map.data, map.size, NULL, &m, NULL), KVC_OK);
+    ck_assert_int_eq(kvc__model_create(map.data, map.size, true, NULL, &m, NULL), KVC_OK);
     ck_assert_uint_eq(kvc__pool_n_thread(m->pool), kvc__n_core());
     ck_assert_uint_eq(m->n_ref, 1);
     kvc__model_hold(m);
@@ -557,7 +557,7 @@ START_TEST(one_change) {
     kvc_model *m = NULL;
     map_model("tiny-f32.gguf");
     write_edited(&changes[_i].e);
-    int32_t rc = kvc__model_create(file.p, file.n, &params, &m, &err);
+    int32_t rc = kvc__model_create(file.p, file.n, false, &params, &m, &err);
     ck_assert_msg(rc == changes[_i].status, "case %d, %s: %d '%s'", _i,
                   changes[_i].e.name ? changes[_i].e.name : "", rc, err.text);
     ck_assert_msg(strstr(err.text, changes[_i].says) != NULL, "'%s' lacks '%s'", err.text,
@@ -586,7 +586,7 @@ START_TEST(cut_files_are_refused) {
     kvc_model *m = NULL;
     map_model("tiny-q4_0.gguf");
     for (size_t i = 0; i < 200; i++) {
-        int32_t rc = kvc__model_create(map.data, map.size * i / 200, &params, &m, &err);
+        int32_t rc = kvc__model_create(map.data, map.size * i / 200, true, &params, &m, &err);
         ck_assert_int_eq(rc, KVC_E_FORMAT);
         ck_assert_ptr_null(m);
         ck_assert_uint_eq(atomic_load(&held), 0);
@@ -604,7 +604,7 @@ START_TEST(damaged_files_are_survived) {
         kvc_model *m = NULL;
         memcpy(copy, map.data, map.size);
         mutate(copy, i % 8 ? source.header_bytes : map.size, &state);
-        (void)kvc__model_create(copy, map.size, &params, &m, &err);
+        (void)kvc__model_create(copy, map.size, false, &params, &m, &err);
         kvc__model_free(m);
         ck_assert_uint_eq(atomic_load(&held), 0);
     }
@@ -619,7 +619,7 @@ START_TEST(without_memory) {
     map_model("tiny-q4_0.gguf");
     for (; rc == KVC_E_NOMEM && n < 10000; n++) {
         atomic_store(&allowed, n);
-        rc = kvc__model_create(map.data, map.size, &params, &m, &err);
+        rc = kvc__model_create(map.data, map.size, true, &params, &m, &err);
         ck_assert(rc == KVC_OK || (rc == KVC_E_NOMEM && m == NULL));
         ck_assert(rc == KVC_OK || atomic_load(&held) == 0);
     }
