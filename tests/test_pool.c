@@ -135,6 +135,25 @@ START_TEST(runs_back_to_back_do_not_mix) {
 }
 END_TEST
 
+static void count_item(void *arg, uint32_t item, uint32_t thread) {
+    (void)thread;
+    atomic_fetch_add(&((atomic_uint *)arg)[item], 1);
+}
+
+START_TEST(more_items_than_a_share_can_name) {
+    enum { MANY = 200001 };
+    atomic_uint *seen = calloc(MANY, sizeof *seen);
+    ck_assert_ptr_nonnull(seen);
+    kvc__pool *pool = start(thread_counts[_i]);
+    kvc__pool_run(pool, MANY, count_item, seen);
+    for (uint32_t i = 0; i < MANY; i++) {
+        ck_assert_uint_eq(atomic_load(&seen[i]), 1);
+    }
+    stop(pool);
+    free(seen);
+}
+END_TEST
+
 START_TEST(no_items_call_nothing) {
     kvc__pool *pool = start(thread_counts[_i]);
     kvc__pool_run(pool, 0, NULL, NULL);
@@ -410,6 +429,7 @@ static Suite *pool_suite(void) {
     tcase_set_timeout(t, 60);
     tcase_add_loop_test(t, every_item_is_done_once, 0, N_THREAD_COUNT);
     tcase_add_loop_test(t, runs_back_to_back_do_not_mix, 0, N_THREAD_COUNT);
+    tcase_add_loop_test(t, more_items_than_a_share_can_name, 0, N_THREAD_COUNT);
     tcase_add_loop_test(t, no_items_call_nothing, 0, N_THREAD_COUNT);
     tcase_add_loop_test(t, a_single_item_runs_on_the_caller, 0, N_THREAD_COUNT);
     tcase_add_loop_test(t, twenty_thousand_empty_runs_take_under_a_second, 0, N_THREAD_COUNT);
