@@ -473,15 +473,11 @@ static void keep_page(const struct job *j, uint32_t at, bool seen) {
 
 /* Brings what was kept down to the range's largest score. */
 static void level_pages(const struct job *j) {
-    const kvc__kern *kern = j->a->kern;
     for (uint32_t at = 0; at < KVC__RANGE_PAGES; at++) {
+        const size_t page = (size_t)j->range * KVC__RANGE_PAGES + at;
         for (uint32_t r = 0; r < j->rows; r++) {
-            const float max = scratch(j)->max[(size_t)at * j->a->max_row + r];
-            const size_t page = (size_t)j->range * KVC__RANGE_PAGES + at;
-            if (max < j->out.max[r] && max > -INFINITY) {
-                kern->scale(prob_at(j->a, j->b, j->head, r) + page * KVC_PAGE,
-                            kern->exp1(max - j->out.max[r]), KVC_PAGE);
-            }
+            kvc__level(j->a->kern, prob_at(j->a, j->b, j->head, r) + page * KVC_PAGE,
+                       scratch(j)->max[(size_t)at * j->a->max_row + r], j->out.max[r]);
         }
     }
 }

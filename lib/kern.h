@@ -136,6 +136,14 @@ static inline float kvc__soften(const kvc__kern *kern, float *s, float *max, flo
     return down;
 }
 
+/** Brings a page's exponentials, which are relative to the score `from`, down to `to`, the largest
+ * of its range. */
+static inline void kvc__level(const kvc__kern *kern, float *e, float from, float to) {
+    if (from < to && from > -INFINITY) {
+        kern->scale(e, kern->exp1(from - to), KVC__ENTRIES);
+    }
+}
+
 /** The table of the level in use (kvc__cpu_level()). */
 const kvc__kern *kvc__kern_get(void);
 /** The table of one level, NULL when this machine or build lacks it; for tests. */

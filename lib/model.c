@@ -417,8 +417,8 @@ static void pack_item(void *arg, uint32_t item, uint32_t thread) {
     kvc__mat_pack(s->mat, s->data, first, first + (left < PACK_GROUPS ? left : PACK_GROUPS));
 }
 
-/* All matrices lie in one block in the order in which a token needs them: the
- * core reads ahead across their borders, and the system can back a large block by large pages. */
+/* All matrices lie in one block in the order in which a token needs them: the core reads ahead
+ * across their borders, and the system can back a large block by large pages. */
 static int32_t place_weights(loader *l) {
     kvc_model *m = l->model;
     size_t n = 0;

@@ -168,9 +168,7 @@ static void softmax_range(const kvc__kern *kern, float *e, float *max, float *su
         at_page[i] = *max;
     }
     for (uint32_t i = 0; i < KVC__RANGE_PAGES; i++) {
-        if (at_page[i] < *max && at_page[i] > -INFINITY) {
-            kern->scale(e + (size_t)i * KVC_PAGE, kern->exp1(at_page[i] - *max), KVC_PAGE);
-        }
+        kvc__level(kern, e + (size_t)i * KVC_PAGE, at_page[i], *max);
     }
 }
 
