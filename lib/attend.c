@@ -15,6 +15,15 @@ static uint32_t group_of(const kvc__attend *a) {
     return a->model->hp.n_head / a->model->hp.n_head_kv;
 }
 
+/* The block's range at place i. */
+static uint32_t range_at(const kvc__block *b, uint32_t i) {
+    const kvc__span *s = b->span;
+    for (; i >= s->end - s->first; s++) {
+        i -= s->end - s->first;
+    }
+    return s->first + i;
+}
+
 /* What one range of one head gives for the rows of a block. */
 struct partial {
     float *acc; /* [rows][dim_v] exponentials times values */
@@ -23,10 +32,10 @@ struct partial {
 };
 
 static struct partial partial_at(const kvc__attend *a, const kvc__block *b, uint32_t head,
-                                 uint32_t range) {
+                                 uint32_t place) {
     const size_t rows = (size_t)b->n * group_of(a);
     float *acc =
-        a->partial + b->part + ((size_t)head * b->n_range + range) * kvc__partial_floats(a, rows);
+        a->partial + b->part + ((size_t)head * b->n_range + place) * kvc__partial_floats(a, rows);
     float *max = acc + rows * a->model->hp.dim_v;
     return (struct partial){acc, max, max + rows};
 }
@@ -280,6 +289,7 @@ struct job {
     const kvc__page_shape *sh;
     uint32_t thread;
     uint32_t head, range, group, rows;
+    uint32_t place; /* of the range in the block */
     struct partial out;
     kvc__unit *unit;                           /* what the tier has brought of the range, or NULL */
     const uint8_t *unpacked[KVC__RANGE_PAGES]; /* of that, so far */
@@ -447,11 +457,11 @@ static int32_t score_seen(struct job *j, struct view *v, uint32_t page, uint32_t
 static void soften_rows(const struct job *j) {
     const kvc__kern *kern = j->a->kern;
     const uint32_t dim = j->sh->dim_v;
+    float *down = scratch(j)->down;
+    kern->soften(scratch(j)->s, j->rows, j->out.max, j->out.sum, down);
     for (uint32_t r = 0; r < j->rows; r++) {
-        float *e = scratch(j)->s + (size_t)r * KVC_PAGE;
-        const float down = kvc__soften(kern, e, &j->out.max[r], &j->out.sum[r]);
-        if (down != 1.0f) {
-            kern->scale(j->out.acc + (size_t)r * dim, down, dim);
+        if (down[r] != 1.0f) {
+            kern->scale(j->out.acc + (size_t)r * dim, down[r], dim);
         }
     }
 }
@@ -511,7 +521,7 @@ static void begin_rows(const struct job *j) {
 
 static void take_head(struct job *j, uint32_t head) {
     j->head = head;
-    j->out = partial_at(j->a, j->b, head, j->range);
+    j->out = partial_at(j->a, j->b, head, j->place);
 }
 
 /* The range of n heads, page by page in the order in which they most often lie in memory: jumps
@@ -591,7 +601,8 @@ static void range_item(void *arg, uint32_t item, uint32_t thread) {
                     .p = p,
                     .sh = &p->stack->shape[a->layer],
                     .thread = thread,
-                    .range = item / n_job / n_head,
+                    .range = range_at(b, item / n_job / n_head),
+                    .place = item / n_job / n_head,
                     .group = group_of(a)};
     if (p->status < 0) {
         return;
@@ -746,6 +757,45 @@ static void flush_blocks(kvc__attend *a) {
     a->n_block = 0;
 }
 
+/* Puts a span behind the block's others, or makes it one with the last when there is no gap. */
+static void add_span(kvc__block *b, uint32_t first, uint32_t end) {
+    kvc__span *last = b->n_span > 0 ? &b->span[b->n_span - 1] : NULL;
+    if (last != NULL && first <= last->end) {
+        last->end = end > last->end ? end : last->end;
+    } else {
+        b->span[b->n_span++] = (kvc__span){first, end};
+    }
+}
+
+/* The ranges of n in which a row of the piece may see anything. Where entries are evicted a page's
+ * place says nothing of its positions, and observers are told of all pages. */
+static void find_spans(const kvc__attend *a, const kvc__piece *p, uint32_t n, kvc__block *b) {
+    const kvc_range *rng = a->range + (size_t)p->row0 * (KVC_MAX_RANGES + 1);
+    const uint32_t *n_rng = a->n_rng + p->row0;
+    const bool all = (p->stack->flags & KVC_PLAN_EVICTS) != 0 || observes(p);
+    b->n_span = 0;
+    for (uint32_t x = 0; !all && x < n_rng[0]; x++) {
+        int32_t first = INT32_MAX, end = 0;
+        for (uint32_t t = 0; t < p->n; t++) {
+            const kvc_range *of = rng + (size_t)t * (KVC_MAX_RANGES + 1);
+            /* Rows that see another number of ranges make one of all. */
+            const uint32_t from = n_rng[t] == n_rng[0] ? x : 0;
+            const uint32_t to = n_rng[t] == n_rng[0] ? x : n_rng[t] - 1;
+            first = of[from].first < first ? of[from].first : first;
+            end = of[to].end > end ? of[to].end : end;
+        }
+        const uint32_t last = ((uint32_t)end - 1) / KVC__RANGE_ENTRIES + 1;
+        add_span(b, (uint32_t)first / KVC__RANGE_ENTRIES, last < n ? last : n);
+    }
+    if (b->n_span == 0) {
+        add_span(b, 0, n);
+    }
+    b->n_range = 0;
+    for (uint32_t i = 0; i < b->n_span; i++) {
+        b->n_range += b->span[i].end - b->span[i].first;
+    }
+}
+
 /* Cuts a piece into blocks of at most max_row query rows, as even as can be, and flushes when
  * scratch is full. */
 static void add_blocks(kvc__attend *a, uint32_t pi, size_t *part, size_t *prob) {
@@ -756,7 +806,9 @@ static void add_blocks(kvc__attend *a, uint32_t pi, size_t *part, size_t *prob) 
         const kvc__lane *l = kvc__store_lane(p->store, a->layer, h);
         n_page = l->n_page > n_page ? l->n_page : n_page;
     }
-    const uint32_t n_range = n_page / KVC__RANGE_PAGES + 1;
+    kvc__block whole = {.piece = pi};
+    find_spans(a, p, n_page / KVC__RANGE_PAGES + 1, &whole);
+    const uint32_t n_range = whole.n_range;
     /* As many tokens as their results have room for; there is room for one. */
     const size_t token = (size_t)heads * n_range;
     size_t most = a->max_row / group,
@@ -777,7 +829,12 @@ static void add_blocks(kvc__attend *a, uint32_t pi, size_t *part, size_t *prob) 
             *part = 0;
             *prob = 0;
         }
-        a->block[a->n_block++] = (kvc__block){pi, t, n, n_range, *part, *prob};
+        kvc__block *b = &a->block[a->n_block++];
+        *b = whole;
+        b->t0 = t;
+        b->n = n;
+        b->part = *part;
+        b->prob = *prob;
         *part += need;
         *prob += wide;
     }

@@ -39,19 +39,27 @@ typedef struct kvc__piece {
     uint32_t head;    /* where */
 } kvc__piece;
 
-/** A block of a piece's rows whose ranges are computed together. */
+/** Consecutive ranges: [first, end). */
+typedef struct kvc__span {
+    uint32_t first, end;
+} kvc__span;
+
+/** A block of a piece's rows whose ranges are computed together: those in which a row of the piece
+ * may see anything, n_range of them, ascending. */
 typedef struct kvc__block {
-    uint32_t piece, t0, n, n_range;
+    uint32_t piece, t0, n, n_range, n_span;
+    kvc__span span[KVC_MAX_RANGES + 1];
     size_t part; /* first float of its partial results */
     size_t prob; /* first float of its probabilities, when observed */
 } kvc__block;
 
 /** One thread's scratch. */
 typedef struct kvc__attend_thread {
-    float *s;   /* [max_row][64] scores of a page; [max_range] factors of a row's ranges */
-    float *tmp; /* [max_row][64] scores of a page in another pass */
-    float *q;   /* [max_row][dim_k] queries at shifted positions */
-    float *max; /* [4][max_row] what a page's exponentials are relative to, for observers */
+    float *s;    /* [max_row][64] scores of a page; [max_range] factors of a row's ranges */
+    float *tmp;  /* [max_row][64] scores of a page in another pass */
+    float *q;    /* [max_row][dim_k] queries at shifted positions */
+    float *max;  /* [4][max_row] what a page's exponentials are relative to, for observers */
+    float *down; /* [max_row] by what a page takes down those before it */
     kvc__codec_scratch codec;
 } kvc__attend_thread;
 

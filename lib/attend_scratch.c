@@ -53,11 +53,13 @@ static size_t thread_floats(const kvc__attend *a, const kvc__hparams *hp, float 
     size_t s = (size_t)a->max_row * KVC_PAGE;
     s = s > ranges ? s : ranges;
     size_t at = 0;
-    float **part[] = {&t->s, &t->tmp, &t->q, &t->max, &t->codec.k, &t->codec.v, &t->codec.t};
+    float **part[] = {&t->s,    &t->tmp,     &t->q,       &t->max,
+                      &t->down, &t->codec.k, &t->codec.v, &t->codec.t};
     const size_t size[] = {s,
                            (size_t)a->max_row * KVC_PAGE,
                            a->max_row * dim,
                            (size_t)a->max_row * KVC__RANGE_PAGES,
+                           a->max_row,
                            dim * KVC_PAGE,
                            dim * KVC_PAGE,
                            dim * KVC_PAGE};

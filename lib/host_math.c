@@ -92,7 +92,12 @@ static void math_score(void *ctx, const kvc_packing *p, const void *src, const f
 
 static void math_mix(void *ctx, const kvc_packing *p, const void *src, const float *w, uint32_t n_q,
                      float *acc) {
-    kern_of(ctx)->pack_mix(p, src, w, n_q, acc);
+    const kvc__stage *st = ctx;
+    if (st->compute == KVC_COMPUTE_INT8) {
+        st->kern->pack_mix_q(p, src, w, n_q, acc);
+    } else {
+        st->kern->pack_mix_f(p, src, w, n_q, acc);
+    }
 }
 
 /* ---------------------------------------------------------------- rows and fields */

@@ -44,7 +44,7 @@ typedef struct kvc__kern {
     void (*add)(float *x, const float *y, uint32_t n);
     /* x *= s */
     void (*scale)(float *x, float s, uint32_t n);
-    /* gate = gate / (1 + exp(-gate)) * up; exp as in softmax, its argument clamped to [-87, 88]. */
+    /* gate = gate / (1 + exp(-gate)) * up; exp as in soften, its argument clamped to [-87, 88]. */
     void (*silu_mul)(float *gate, const float *up, uint32_t n);
     /* Rotates adjacent pairs (2i, 2i + 1), i < n_rot / 2, by cs[i] = cos, cs[n_rot / 2 + i] = sin;
      * the rest is copied. y0 = fma(x0, cos, -(x1 * sin)), y1 = fma(x0, sin, x1 * cos). y may be x.
@@ -54,11 +54,14 @@ typedef struct kvc__kern {
      * 1, 2, 4, …, then × 1/sqrt(b) rounded to float. Its own inverse. */
     void (*hadamard)(float *x, uint32_t b, uint32_t n);
 
-    /* ---- softmax over a page or more */
-    /* *max = the maximum of s[n] and *max; s = exp(s - *max), exactly 0 where s was -INFINITY, and
-     * *sum = their sum. n a multiple of 64. exp: one polynomial for all
-     * levels, exp(0) exactly 1, 0 below -87, relative error below 2e-7. */
-    void (*softmax)(float *s, uint32_t n, float *max, float *sum);
+    /* ---- softmax, page by page */
+    /* Takes the scores of one more page into the softmax of n_row rows: s[n_row][64] become
+     * exponentials below the largest score so far, max[r], exactly 0 where s was -INFINITY, and
+     * sum[r] = sum[r] * down[r] + their sum. down[r] is by what all that was made of the pages
+     * before has to be multiplied: exp(max before - max), 1 where that changes nothing. max and sum
+     * begin as -INFINITY and 0. exp: one polynomial for all levels, exp(0) exactly 1, 0 below -87,
+     * relative error below 2e-7. */
+    void (*soften)(float *s, uint32_t n_row, float *max, float *sum, float *down);
     /* exp as above for one value <= 0. */
     float (*exp1)(float x);
 
@@ -107,34 +110,28 @@ typedef struct kvc__kern {
      * acc), base = Σ_d fma(q[d], min[d], base) in 16 lanes. */
     void (*pack_score_f)(const kvc_packing *p, const void *src, const float *q, uint32_t n_q,
                          float *s);
-    /* Query rounded to int8. 8 bits, one scale per row: dq = amax / 127, qi = nearest-even(q * (127
-     * / amax)), 0 where amax is 0; s = (float)isum * (dq * scale), isum exact. 4 and 2 bits: as
-     * pack_score_f. */
+    /* Query rounded to int8: dq = amax / 127, qi = nearest-even(q * (127 / amax)), 0 where amax is
+     * 0; isum = Σ_d qi[d] × code, exact, as are all sums of integers here. 8 bits: s = (float)isum
+     * * (dq * scale). Row groups: from s = 0, groups ascending, s = fma((float)qsum, dq * min,
+     * fma((float)isum, dq * scale, s)), qsum = Σ qi over the group. Channels: q[d] * scale[d] is
+     * rounded, for either half of the entries; s = fma((float)Σ_d qi[d] × (code - c), dq, base), c
+     * = 2^(bits - 1), base = Σ_d fma(q[d], fma(c, scale[d], min[d]), base) in 16 lanes. */
     void (*pack_score_q)(const kvc_packing *p, const void *src, const float *q, uint32_t n_q,
                          float *s);
     /* Entries ascending. 8 bits: acc = fma(w[e] * scale, code, acc). Row groups: acc = acc + wmin,
      * wmin = Σ_e fma(w[e], min, wmin) in 16 lanes, then acc = fma(w[e] * scale, code, acc).
      * Channels: blocks of entries ascending, acc = fma(r, scale, fma(wsum, min, acc)), r = Σ_e
      * fma(w[e], code, r), wsum = Σ_e w[e] in 16 lanes. */
-    void (*pack_mix)(const kvc_packing *p, const void *src, const float *w, uint32_t n_q,
-                     float *acc);
+    void (*pack_mix_f)(const kvc_packing *p, const void *src, const float *w, uint32_t n_q,
+                       float *acc);
+    /* Weights rounded to 14 bits and a sign: of a row of 64, step = amax / 16256, wi =
+     * nearest-even(x * (16256 / amax)), 0 where amax is 0; isum = Σ_e wi[e] × code, exact. 8 bits:
+     * x = w[e] * scale, acc = fma((float)isum, step, acc). Row groups: the same with the group's
+     * scales, after acc = acc + wmin. Channels: x = w[e]; as pack_mix_f with r = (float)isum *
+     * step. */
+    void (*pack_mix_q)(const kvc_packing *p, const void *src, const float *w, uint32_t n_q,
+                       float *acc);
 } kvc__kern;
-
-/** Takes the scores of one more page into a row's softmax: s[64] become exponentials below the
- * largest score so far, *max, and *sum what they and those before come to. Answers by what all that
- * was made of those before has to be multiplied: 1, nothing changes. *max and *sum begin as
- * -INFINITY and 0. */
-static inline float kvc__soften(const kvc__kern *kern, float *s, float *max, float *sum) {
-    const float before = *max;
-    float mine, down = 1.0f;
-    kern->softmax(s, KVC__ENTRIES, max, &mine);
-    if (before < *max && before > -INFINITY) {
-        down = kern->exp1(before - *max);
-        *sum *= down;
-    }
-    *sum += mine;
-    return down;
-}
 
 /** Brings a page's exponentials, which are relative to the score `from`, down to `to`, the largest
  * of its range. */

@@ -22,17 +22,18 @@
 #include "kern_i8.h"
 #include "kern_pack.h"
 #include "kern_packed.h"
+#include "kern_rounded.h"
 
 /* The members of a level's table. */
 #define KERN_TABLE(level_name)                                                                     \
     {                                                                                              \
         .name = (level_name), .mm_q = mm_q, .mm_f = mm_f, .quantize = quantize,                    \
         .rms_norm = rms_norm, .add = add, .scale = scale, .silu_mul = silu_mul,                    \
-        .rope_norm = rope_norm, .hadamard = hadamard, .softmax = softmax, .exp1 = exp1,            \
+        .rope_norm = rope_norm, .hadamard = hadamard, .soften = soften, .exp1 = exp1,            \
         .put_k = put_k, .put_v = put_v, .get_k = get_k, .get_v = get_v, .score = score,            \
         .mix = mix, .axpy = axpy, .pack_k = pack_k, .pack_v = pack_v, .unpack_k = unpack_k,        \
         .unpack_v = unpack_v, .pack_score_f = pack_score_f, .pack_score_q = pack_score_q,          \
-        .pack_mix = pack_mix                                                                       \
+        .pack_mix_f = pack_mix_f, .pack_mix_q = pack_mix_q                                         \
     }
 
 #endif

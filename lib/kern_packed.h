@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * kern_packed.h: scores and mixes over half pages of 4 or 2 bits, and the choice between them and
- * int8 (kern_i8.h). A part of kern_impl.h, after kern_pack.h. As in kern_page.h, what is loaded
+ * kern_packed.h: scores and mixes over half pages of 4 or 2 bits with float queries and weights. A
+ * part of kern_impl.h, after kern_pack.h. As in kern_page.h, what is loaded
  * serves several query rows. The order of operations stands in kern.h. It knows nothing of
  * policies. */
 #ifndef KVC_KERN_PACKED_H
@@ -270,79 +270,6 @@ INLINE void pack_mix_page(uint32_t bits, const kvc_packing *p, const void *src, 
         acc += n * x.l.dim;
     }
 #undef PACK_ROWS
-}
-
-/* ---- by bits */
-
-static void pack_k(const kvc_packing *p, const float *rows, uint32_t stride, void *dst) {
-    if (p->bits == 8) {
-        i8_pack_k(rows, stride, p->dim, dst);
-    } else {
-        pack_rows(p, true, rows, stride, dst);
-    }
-}
-
-static void pack_v(const kvc_packing *p, const float *rows, uint32_t stride, void *dst) {
-    if (p->bits == 8) {
-        i8_pack_v(rows, stride, p->dim, dst);
-    } else {
-        pack_rows(p, false, rows, stride, dst);
-    }
-}
-
-static void unpack_k(const kvc_packing *p, const void *src, float *out) {
-    if (p->bits == 8) {
-        i8_unpack_k(src, p->dim, out);
-    } else {
-        pack_unrows(p, true, src, out);
-    }
-}
-
-static void unpack_v(const kvc_packing *p, const void *src, float *out) {
-    if (p->bits == 8) {
-        i8_unpack_v(src, p->dim, out);
-    } else {
-        pack_unrows(p, false, src, out);
-    }
-}
-
-static void pack_score_f(const kvc_packing *p, const void *src, const float *q, uint32_t n_q,
-                         float *s) {
-    switch (p->bits) {
-    case 8:
-        i8_score_f(src, p->dim, q, n_q, s);
-        break;
-    case 4:
-        pack_score(4, p, src, q, n_q, s);
-        break;
-    default:
-        pack_score(2, p, src, q, n_q, s);
-        break;
-    }
-}
-
-static void pack_score_q(const kvc_packing *p, const void *src, const float *q, uint32_t n_q,
-                         float *s) {
-    if (p->bits == 8) {
-        i8_score_q(src, p->dim, q, n_q, s);
-    } else {
-        pack_score_f(p, src, q, n_q, s);
-    }
-}
-
-static void pack_mix(const kvc_packing *p, const void *src, const float *w, uint32_t n_q,
-                     float *acc) {
-    switch (p->bits) {
-    case 8:
-        i8_mix(src, p->dim, w, n_q, acc);
-        break;
-    case 4:
-        pack_mix_page(4, p, src, w, n_q, acc);
-        break;
-    default:
-        pack_mix_page(2, p, src, w, n_q, acc);
-        break;
-    }
 }
 
 #endif

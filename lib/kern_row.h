@@ -127,21 +127,30 @@ static void silu_mul(float *gate, const float *up, uint32_t n) {
     }
 }
 
-static void softmax(float *s, uint32_t n, float *max, float *sum) {
-    vf m = vf_set1(*max);
-    for (uint32_t i = 0; i < n; i += 16) {
-        m = vf_max(vf_load(s + i), m); /* skips NaN, which reaches the sum below */
+/* One row. Rows are independent of each other, so that the latencies of several overlap. */
+INLINE void soften_row(float *s, float *max, float *sum, float *down) {
+    const float before = *max;
+    vf x[KVC__ENTRIES / 16], m = vf_set1(before), total = vf_zero();
+    UNROLL for (uint32_t i = 0; i < KVC__ENTRIES / 16; i++) {
+        x[i] = vf_load(s + 16 * i);
+        m = vf_max(x[i], m); /* skips NaN, which reaches the sum below */
     }
-    float top = vf_max_all(m);
-    vf total = vf_zero();
-    vf shift = vf_set1(top > -INFINITY ? top : 0.0f);
-    for (uint32_t i = 0; i < n; i += 16) {
-        vf p = row_exp_neg(vf_sub(vf_load(s + i), shift));
-        vf_store(s + i, p);
-        total = vf_add(total, p);
+    const float top = vf_max_all(m);
+    const vf shift = vf_set1(top > -INFINITY ? top : 0.0f);
+    UNROLL for (uint32_t i = 0; i < KVC__ENTRIES / 16; i++) {
+        x[i] = row_exp_neg(vf_sub(x[i], shift));
+        vf_store(s + 16 * i, x[i]);
+        total = vf_add(total, x[i]);
     }
+    *down = before < top && before > -INFINITY ? exp1(before - top) : 1.0f;
     *max = top;
-    *sum = vf_sum(total);
+    *sum = *sum * *down + vf_sum(total);
+}
+
+static void soften(float *s, uint32_t n_row, float *max, float *sum, float *down) {
+    for (uint32_t r = 0; r < n_row; r++) {
+        soften_row(s + (size_t)r * KVC__ENTRIES, &max[r], &sum[r], &down[r]);
+    }
 }
 
 /* ---- rotations */

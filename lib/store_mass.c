@@ -160,11 +160,11 @@ static int32_t take_scores(struct mass *m, uint32_t i) {
 /* Turns the scores of one range into exponentials below its largest one, page by page as attention
  * does. */
 static void softmax_range(const kvc__kern *kern, float *e, float *max, float *sum) {
-    float at_page[KVC__RANGE_PAGES];
+    float at_page[KVC__RANGE_PAGES], down;
     *max = -INFINITY;
     *sum = 0.0f;
     for (uint32_t i = 0; i < KVC__RANGE_PAGES; i++) {
-        (void)kvc__soften(kern, e + (size_t)i * KVC_PAGE, max, sum);
+        kern->soften(e + (size_t)i * KVC_PAGE, 1, max, sum, &down);
         at_page[i] = *max;
     }
     for (uint32_t i = 0; i < KVC__RANGE_PAGES; i++) {

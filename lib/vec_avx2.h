@@ -7,6 +7,7 @@
 #define KVC_VEC_H
 
 #include <immintrin.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -25,6 +26,7 @@
 #define PAGE_ROWS      6u
 #define PAGE_VECS(n)   ((n) == 1 ? 4u : (n) <= 3 ? 2u : 1u)
 #define PAGE_DOTS(n)   ((n) == 1 ? 2u : 1u)
+#define PAGE_HALF(n)   1u
 #define MM_Q_TOKENS    4u
 #define MM_Q_STEP      4u
 #define MM_F_TOKENS    6u
@@ -355,6 +357,26 @@ INLINE void vi_store_s8_n(int8_t *p, vi x, uint32_t n) {
     memcpy(p, end, n);
 }
 
+INLINE vi vi_quad(const uint8_t *p, size_t stride) {
+    __m128i r[4];
+    for (uint32_t j = 0; j < 4; j++) {
+        r[j] = _mm_loadu_si128((const __m128i *)(const void *)(p + j * stride));
+    }
+    __m128i a = _mm_unpacklo_epi8(r[0], r[1]), b = _mm_unpackhi_epi8(r[0], r[1]);
+    __m128i c = _mm_unpacklo_epi8(r[2], r[3]), d = _mm_unpackhi_epi8(r[2], r[3]);
+    return (vi){_mm256_set_m128i(_mm_unpackhi_epi16(a, c), _mm_unpacklo_epi16(a, c)),
+                _mm256_set_m128i(_mm_unpackhi_epi16(b, d), _mm_unpacklo_epi16(b, d))};
+}
+
+INLINE void vi_weave(const uint8_t *p, size_t stride, uint32_t half, vi out[2]) {
+    out[0] = vi_quad(p + 32 * half, stride);
+    out[1] = vi_quad(p + 32 * half + 16, stride);
+}
+
+INLINE void vf_unweave(vf x[4]) {
+    (void)x;
+}
+
 /* ---- dots of bytes
  *
  * maddubs multiplies unsigned by signed bytes and adds neighbours in 16 bits, where it saturates.
@@ -391,6 +413,10 @@ typedef vi vb;
 
 INLINE vb vb_load(const void *p) {
     return vi_load(p);
+}
+
+INLINE vb vb_of(vi x) {
+    return x;
 }
 
 INLINE vb vb_load_biased(const void *p) {

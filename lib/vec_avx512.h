@@ -5,6 +5,7 @@
 #define KVC_VEC_H
 
 #include <immintrin.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -21,6 +22,7 @@
 #define PAGE_ROWS      6u
 #define PAGE_VECS(n)   4u
 #define PAGE_DOTS(n)   4u
+#define PAGE_HALF(n)   2u
 #define MM_Q_TOKENS    8u
 #define MM_Q_STEP      4u
 #define MM_F_TOKENS    12u
@@ -249,6 +251,38 @@ INLINE void vi_store_s8_n(int8_t *p, vi a, uint32_t n) {
     _mm512_mask_cvtepi32_storeu_epi8(p, vec_mask(n), a);
 }
 
+/* The rows side by side, then words of four bytes to their lanes' quarter, then bytes within. */
+INLINE vi vi_quad(const uint8_t *p, size_t stride) {
+    const __m512i words = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m128i bytes = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512i x = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(const void *)p));
+    for (uint32_t j = 1; j < 4; j++) {
+        __m128i row = _mm_loadu_si128((const __m128i *)(const void *)(p + j * stride));
+        x = _mm512_mask_broadcast_i32x4(x, (__mmask16)(0xfu << (4 * j)), row);
+    }
+    x = _mm512_permutexvar_epi32(words, x);
+    return _mm512_shuffle_epi8(x, _mm512_broadcast_i32x4(bytes));
+}
+
+/* Unpacking works within quarters: quarter b of vector v gets bytes 16 b + 4 v and on. */
+INLINE void vi_weave(const uint8_t *p, size_t stride, uint32_t half, vi out[2]) {
+    vi r0 = vi_load(p), r1 = vi_load(p + stride);
+    vi r2 = vi_load(p + 2 * stride), r3 = vi_load(p + 3 * stride);
+    vi a = half == 0 ? _mm512_unpacklo_epi8(r0, r1) : _mm512_unpackhi_epi8(r0, r1);
+    vi b = half == 0 ? _mm512_unpacklo_epi8(r2, r3) : _mm512_unpackhi_epi8(r2, r3);
+    out[0] = _mm512_unpacklo_epi16(a, b);
+    out[1] = _mm512_unpackhi_epi16(a, b);
+}
+
+INLINE void vf_unweave(vf x[4]) {
+    vf a = _mm512_shuffle_f32x4(x[0], x[1], 0x44), b = _mm512_shuffle_f32x4(x[0], x[1], 0xee);
+    vf c = _mm512_shuffle_f32x4(x[2], x[3], 0x44), d = _mm512_shuffle_f32x4(x[2], x[3], 0xee);
+    x[0] = _mm512_shuffle_f32x4(a, c, 0x88);
+    x[1] = _mm512_shuffle_f32x4(a, c, 0xdd);
+    x[2] = _mm512_shuffle_f32x4(b, d, 0x88);
+    x[3] = _mm512_shuffle_f32x4(b, d, 0xdd);
+}
+
 /* ---- dots of bytes: one instruction for all; its first factor is unsigned */
 
 #define VB_BIAS 128
@@ -273,6 +307,10 @@ INLINE vi vd_sum(vd acc) {
 
 INLINE vb vb_load(const void *p) {
     return vi_xor(vi_load(p), vi_set1((int32_t)0x80808080u));
+}
+
+INLINE vb vb_of(vi x) {
+    return vi_xor(x, vi_set1((int32_t)0x80808080u));
 }
 
 INLINE vb vb_load_biased(const void *p) {

@@ -9,6 +9,7 @@
 #include "half.h"
 
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -20,6 +21,7 @@
  *   PAGE_ROWS       query rows over a page, at most 6
  *   PAGE_VECS(n)    vectors of float sums for each of n rows: 1, 2 or 4
  *   PAGE_DOTS(n)    the same of integer sums
+ *   PAGE_HALF(n)    the same where half the page is worked on: 1 or 2
  *   MM_Q_TOKENS     tokens of an int8 product: 4 or 8
  *   MM_Q_STEP       those of them whose dots are under way together
  *   MM_F_TOKENS     tokens of a float product with one group of rows, above 4
@@ -27,6 +29,7 @@
 #define PAGE_ROWS      6u
 #define PAGE_VECS(n)   4u
 #define PAGE_DOTS(n)   4u
+#define PAGE_HALF(n)   2u
 #define MM_Q_TOKENS    8u
 #define MM_Q_STEP      4u
 #define MM_F_TOKENS    12u
@@ -358,6 +361,29 @@ INLINE void vi_store_s8_n(int8_t *p, vi a, uint32_t n) {
     }
 }
 
+/* 16 bytes each of four rows: byte j of lane l is byte l of row j. */
+INLINE vi vi_quad(const uint8_t *p, size_t stride) {
+    vi r;
+    EACH {
+        for (uint32_t j = 0; j < 4; j++) {
+            r.b[4 * l + j] = p[j * stride + l];
+        }
+    }
+    return r;
+}
+
+/* Half of 64 bytes each of four rows, as two times vi_quad(), but which words are in which of the
+ * four vectors is the level's own order. */
+INLINE void vi_weave(const uint8_t *p, size_t stride, uint32_t half, vi out[2]) {
+    out[0] = vi_quad(p + 32 * half, stride);
+    out[1] = vi_quad(p + 32 * half + 16, stride);
+}
+
+/* Back into the order of the bytes. */
+INLINE void vf_unweave(vf x[4]) {
+    (void)x;
+}
+
 /* ---- dots of bytes; s is at least -127 */
 
 /* acc + the four products of unsigned bytes u and signed bytes s in each lane; exact. What the
@@ -396,6 +422,10 @@ typedef vi vb;
 
 INLINE vb vb_load(const void *p) {
     return vi_xor(vi_load(p), vi_set1((int32_t)0x80808080u));
+}
+
+INLINE vb vb_of(vi x) {
+    return vi_xor(x, vi_set1((int32_t)0x80808080u));
 }
 
 /* Bytes that lie at p as value + 128. */

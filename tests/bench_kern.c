@@ -52,7 +52,7 @@ static void run_pages(job *j) {
         if (j->pack_k != NULL) {
             (j->rounded ? j->k->pack_score_q : j->k->pack_score_f)(j->pack_k, k, j->act.f, j->n_q,
                                                                    s);
-            j->k->pack_mix(j->pack_v, v, s, j->n_q, acc);
+            (j->rounded ? j->k->pack_mix_q : j->k->pack_mix_f)(j->pack_v, v, s, j->n_q, acc);
         } else {
             j->k->score(j->type, k, DIM, j->act.f, j->n_q, s, KVC__ENTRIES);
             j->k->mix(j->type, v, DIM, s, KVC__ENTRIES, j->n_q, acc);
@@ -62,10 +62,10 @@ static void run_pages(job *j) {
 }
 
 static void run_softmax(job *j) {
-    float max, sum;
+    float max[4] = {0}, sum[4] = {0}, down[4];
     for (uint32_t i = 0; i < 1000; i++) {
         memcpy(j->out, j->act.f, 256 * sizeof(float));
-        j->k->softmax(j->out, 256, &max, &sum);
+        j->k->soften(j->out, 4, max, sum, down);
     }
 }
 

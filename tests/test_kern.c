@@ -316,59 +316,68 @@ START_TEST(hadamard_is_its_own_inverse) {
 }
 END_TEST
 
-START_TEST(softmax_sums_to_its_sum) {
+START_TEST(softened_scores_sum_to_their_sum) {
     uint64_t seed = 7;
     for (uint32_t round = 0; round < 60; round++) {
-        const uint32_t n = 64 * (1 + round % 4);
-        float max[N_LEVEL], sum[N_LEVEL];
-        double total = 0;
-        util_fill(&seed, rows, n, round % 2 ? 5.0f : 200.0f);
-        for (uint32_t i = 0; i < n; i += 1 + util_rand(&seed) % 8) {
+        const uint32_t n_row = 1 + round % 7;
+        float max[N_LEVEL][7], sum[N_LEVEL][7], down[N_LEVEL][7];
+        util_fill(&seed, rows, n_row * E, round % 2 ? 5.0f : 200.0f);
+        for (uint32_t i = 0; i < n_row * E; i += 1 + util_rand(&seed) % 8) {
             rows[i] = -INFINITY;
         }
-        rows[7] = 1.0f;
         /* What came before counts too: nothing, something smaller, something larger. */
-        const float before = round % 3 == 0 ? -INFINITY : round % 3 == 1 ? 0.5f : 300.0f;
+        const float before[] = {-INFINITY, -250.0f, 300.0f}, sums[] = {0, 3, 5};
         EACH_LEVEL(l, k) {
-            memcpy(out[l], rows, n * sizeof *rows);
-            max[l] = before;
-            k->softmax(out[l], n, &max[l], &sum[l]);
-            util_same(&max[l], &max[0], 1);
-            util_same(&sum[l], &sum[0], 1);
-        }
-        check_levels(n);
-        float top = before;
-        for (uint32_t i = 0; i < n; i++) {
-            top = fmaxf(top, rows[i]);
-        }
-        util_check(max[0] == top);
-        for (uint32_t i = 0; i < n; i++) {
-            const double want = exp((double)(rows[i] - top));
-            if (rows[i] == -INFINITY) {
-                util_check(out[0][i] == 0.0f);
+            memcpy(out[l], rows, n_row * E * sizeof *rows);
+            for (uint32_t r = 0; r < n_row; r++) {
+                rows[r * E + 7] = out[l][r * E + 7] = 1.0f;
+                max[l][r] = before[(round + r) % 3];
+                sum[l][r] = sums[(round + r) % 3];
             }
-            util_near(out[0][i], want, want < 1e-37 ? 1e-37 : want, 2e-7);
-            total += (double)out[0][i];
+            k->soften(out[l], n_row, max[l], sum[l], down[l]);
+            util_same(max[l], max[0], n_row);
+            util_same(sum[l], sum[0], n_row);
+            util_same(down[l], down[0], n_row);
         }
-        util_near(sum[0], total, total, 1e-6);
+        check_levels(n_row * E);
+        for (uint32_t r = 0; r < n_row; r++) {
+            const float was = before[(round + r) % 3];
+            float top = was;
+            for (uint32_t i = r * E; i < (r + 1) * E; i++) {
+                top = fmaxf(top, rows[i]);
+            }
+            util_check(max[0][r] == top);
+            util_check(down[0][r] ==
+                       (was > -INFINITY && was < top ? util_level(0)->exp1(was - top) : 1.0f));
+            double total = (double)(sums[(round + r) % 3] * down[0][r]);
+            for (uint32_t i = r * E; i < (r + 1) * E; i++) {
+                const double want = exp((double)(rows[i] - top));
+                if (rows[i] == -INFINITY) {
+                    util_check(out[0][i] == 0.0f);
+                }
+                util_near(out[0][i], want, want < 1e-37 ? 1e-37 : want, 2e-7);
+                total += (double)out[0][i];
+            }
+            util_near(sum[0][r], total, total, 1e-6);
+        }
     }
 }
 END_TEST
 
-START_TEST(softmax_of_nothing_and_of_nan) {
+START_TEST(softened_scores_of_nothing_and_of_nan) {
     EACH_LEVEL(l, k) {
-        float s[64], max = -INFINITY, sum = 1;
+        float s[64], max = -INFINITY, sum = 0, down = 0;
         for (uint32_t i = 0; i < 64; i++) {
             s[i] = -INFINITY;
         }
-        k->softmax(s, 64, &max, &sum);
-        util_check(max == -INFINITY && sum == 0.0f);
+        k->soften(s, 1, &max, &sum, &down);
+        util_check(max == -INFINITY && sum == 0.0f && down == 1.0f);
         for (uint32_t i = 0; i < 64; i++) {
             util_check(s[i] == 0.0f);
             s[i] = i == 9 ? NAN : (float)i;
         }
-        k->softmax(s, 64, &max, &sum);
-        util_check(max == 63.0f);
+        k->soften(s, 1, &max, &sum, &down);
+        util_check(max == 63.0f && down == 1.0f);
         util_check(isnan(sum));
     }
 }
@@ -598,7 +607,7 @@ START_TEST(i8_mixes_are_exact) {
     for (uint32_t n_q = 1; n_q <= MAX_Q; n_q++) {
         EACH_LEVEL(l, k) {
             memset(out[l], 0, (size_t)MAX_Q * dim * sizeof out[l][0]);
-            k->pack_mix(&p, page[l], weight, n_q, out[l]);
+            k->pack_mix_f(&p, page[l], weight, n_q, out[l]);
             for (uint32_t i = 0; i < n_q * dim; i++) {
                 float acc = 0.0f;
                 for (uint32_t e = 0; e < E; e++) {
@@ -606,6 +615,52 @@ START_TEST(i8_mixes_are_exact) {
                     acc = fmaf(w, (float)i8_at(page[0], dim, e, i % dim, 0), acc);
                 }
                 util_check(out[l][i] == acc);
+            }
+        }
+    }
+}
+END_TEST
+
+/* What is added to acc by weights that are rounded relative to the largest. */
+static float want_mix_q(const float *w, uint32_t dim, uint32_t d, float acc) {
+    float amax = 0.0f;
+    int32_t sum = 0;
+    for (uint32_t e = 0; e < E; e++) {
+        amax = fmaxf(amax, fabsf(w[e] * i8_scale(page[0], e)));
+    }
+    for (uint32_t e = 0; e < E && amax > 0.0f; e++) {
+        const float x = w[e] * i8_scale(page[0], e) * (16256.0f / amax);
+        sum += (int32_t)rint((double)x) * i8_at(page[0], dim, e, d, 0);
+    }
+    return fmaf((float)sum, amax / 16256.0f, acc);
+}
+
+/* Of weights with a sign, then of all bytes with the largest weights there are. */
+START_TEST(i8_mixes_of_rounded_weights_are_exact) {
+    const uint32_t dim = dims[_i];
+    const kvc_packing p = i8_packing(dim);
+    uint64_t seed = 18;
+    for (uint32_t round = 0; round < 4; round++) {
+        fill_tame_i8(&seed, dim, 0);
+        util_fill(&seed, weight, MAX_Q * E, 1.0f);
+        memset(weight + E, 0, E * sizeof *weight);
+        for (uint32_t i = 0; i < E * dim && round > 1; i++) {
+            page[0][2 * E + i] = (uint8_t)(round == 2 ? util_rand(&seed) : 0x80);
+        }
+        for (uint32_t i = 0; i < MAX_Q * E && round == 3; i++) {
+            weight[i] = i < 2 * E || util_rand(&seed) & 1 ? 1.0f : -1.0f;
+        }
+        for (uint32_t n_q = 1; n_q <= MAX_Q; n_q++) {
+            EACH_LEVEL(l, k) {
+                for (uint32_t i = 0; i < MAX_Q * dim; i++) {
+                    out[l][i] = (float)(i % 7);
+                }
+                k->pack_mix_q(&p, page[0], weight, n_q, out[l]);
+                for (uint32_t i = 0; i < MAX_Q * dim; i++) {
+                    const float was = (float)(i % 7), *w = weight + i / dim * E;
+                    util_check(out[l][i] ==
+                               (i < n_q * dim ? want_mix_q(w, dim, i % dim, was) : was));
+                }
             }
         }
     }
@@ -625,9 +680,11 @@ START_TEST(i8_kernels_bear_extremes) {
             k->pack_score_q(&p, page[l], query, 3, out[l]);
             k->pack_score_f(&p, page[l], query, 3, out[l] + 3 * E);
             memset(out[l] + 6 * E, 0, 3 * dim * sizeof **out);
-            k->pack_mix(&p, page[l], weight, 3, out[l] + 6 * E);
+            k->pack_mix_f(&p, page[l], weight, 3, out[l] + 6 * E);
+            memset(out[l] + 6 * E + 3 * dim, 0, 3 * dim * sizeof **out);
+            k->pack_mix_q(&p, page[l], weight, 3, out[l] + 6 * E + 3 * dim);
         }
-        check_levels((size_t)6 * E + 3 * dim);
+        check_levels((size_t)6 * E + 6 * dim);
     }
 }
 END_TEST
@@ -694,7 +751,8 @@ static void packed_page_within(const kvc__kern *k, const kvc_packing *p) {
     k->pack_score_q(p, page_of, x, 1, out[0]);
     k->pack_v(p, o, p->dim, page_of);
     k->unpack_v(p, page_of, o);
-    k->pack_mix(p, page_of, weight, 1, x);
+    k->pack_mix_f(p, page_of, weight, 1, x);
+    k->pack_mix_q(p, page_of, weight, 1, x);
     map_drop(x, p->dim * sizeof *x);
     map_drop(o, all);
     map_drop(page_of, size);
@@ -778,8 +836,8 @@ static void add_rows(Suite *s) {
     tcase_add_test(c, row_kernels_bear_extremes);
     tcase_add_test(c, rope_turns_pairs);
     tcase_add_test(c, hadamard_is_its_own_inverse);
-    tcase_add_test(c, softmax_sums_to_its_sum);
-    tcase_add_test(c, softmax_of_nothing_and_of_nan);
+    tcase_add_test(c, softened_scores_sum_to_their_sum);
+    tcase_add_test(c, softened_scores_of_nothing_and_of_nan);
     suite_add_tcase(s, c);
 }
 
@@ -792,6 +850,7 @@ static void add_pages(Suite *s) {
     tcase_add_loop_test(c, i8_scores_are_exact, 0, N_DIM);
     tcase_add_loop_test(c, i8_scores_bear_every_byte, 0, N_DIM);
     tcase_add_loop_test(c, i8_mixes_are_exact, 0, N_DIM);
+    tcase_add_loop_test(c, i8_mixes_of_rounded_weights_are_exact, 0, N_DIM);
     tcase_add_loop_test(c, i8_kernels_bear_extremes, 0, N_DIM);
     tcase_add_test(c, nothing_behind_the_end_is_touched);
     suite_add_tcase(s, c);

@@ -187,6 +187,52 @@ static float rule_score(const kvc_packing *p, const float *q, uint32_t e) {
     return s;
 }
 
+/* The same with a query rounded to int8. 4 and 2 bits. */
+static int32_t rule_round(const float *q, const float *by, uint32_t n, int32_t *into, float *step) {
+    float amax = 0;
+    int32_t sum = 0;
+    for (uint32_t d = 0; d < n; d++) {
+        amax = fmaxf(amax, fabsf(q[d] * (by != NULL ? by[d] : 1)));
+    }
+    for (uint32_t d = 0; d < n; d++) {
+        const float y = q[d] * (by != NULL ? by[d] : 1);
+        into[d] = amax > 0 ? (int32_t)rint((double)(y * (127.0f / amax))) : 0;
+        sum += into[d];
+    }
+    *step = amax / 127.0f;
+    return sum;
+}
+
+static float rule_score_q(const kvc_packing *p, const float *q, uint32_t e) {
+    const uint32_t at = e * p->dim;
+    int32_t qi[MAX_DIM];
+    float step;
+    if (p->group_entry > 1) {
+        const float c = (float)(1u << (p->bits - 1));
+        float base[MAX_DIM];
+        int32_t sum = 0;
+        (void)rule_round(q, scale + at, p->dim, qi, &step);
+        for (uint32_t d = 0; d < p->dim; d++) {
+            base[d] = fmaf(c, scale[at + d], least[at + d]);
+            sum += qi[d] * (code[at + d] - (int32_t)c);
+        }
+        return fmaf((float)sum, step, lane_sum(q, base, 1, p->dim));
+    }
+    const uint32_t size = p->group_dim > 0 ? p->group_dim : p->dim;
+    float s = 0;
+    (void)rule_round(q, NULL, p->dim, qi, &step);
+    for (uint32_t d0 = 0; d0 < p->dim; d0 += size) {
+        int32_t sum = 0, sum_q = 0;
+        for (uint32_t d = d0; d < p->dim && d < d0 + size; d++) {
+            sum += qi[d] * code[at + d];
+            sum_q += qi[d];
+        }
+        s = fmaf((float)sum, step * scale[at + d0], s);
+        s = fmaf((float)sum_q, step * least[at + d0], s);
+    }
+    return s;
+}
+
 static float rule_mix(const kvc_packing *p, const float *w, uint32_t d, float acc) {
     if (p->group_entry == 1) {
         acc += p->bits == 8 ? 0 : lane_sum(w, least + d, p->dim, E);
@@ -312,6 +358,9 @@ START_TEST(scores_are_exact) {
                     util_check(out[l][j] == first[j]);
                 }
                 k->pack_score_q(&p, page[l], query, n_q, out[l]);
+                for (uint32_t j = 0; j < n_q * E && p.bits < 8; j++) {
+                    util_check(out[l][j] == rule_score_q(&p, query + j / E * p.dim, j % E));
+                }
             }
             check_levels((size_t)n_q * E);
         }
@@ -334,7 +383,7 @@ START_TEST(mixes_are_exact) {
         for (uint32_t n_q = 1; n_q <= MAX_Q; n_q += n_q < 7 ? 1 : 6) {
             EACH_LEVEL(l, k) {
                 memcpy(out[l], query, (size_t)MAX_Q * p.dim * sizeof *query);
-                k->pack_mix(&p, page[l], weight, n_q, out[l]);
+                k->pack_mix_f(&p, page[l], weight, n_q, out[l]);
                 for (uint32_t j = 0; j < MAX_Q * p.dim; j++) {
                     util_check(out[l][j] == (j < n_q * p.dim ? first[j] : query[j]));
                 }
@@ -376,7 +425,9 @@ START_TEST(scores_and_mixes_agree_with_what_is_unpacked) {
         k->pack_v(&p, rows, p.dim, page[0]);
         k->unpack_v(&p, page[0], first);
         memset(out[0], 0, p.dim * sizeof(float));
-        k->pack_mix(&p, page[0], weight, 1, out[0]);
+        memset(out[1], 0, p.dim * sizeof(float));
+        k->pack_mix_f(&p, page[0], weight, 1, out[0]);
+        k->pack_mix_q(&p, page[0], weight, 1, out[1]);
         for (uint32_t d = 0; d < p.dim; d++) {
             double sum = 0, size = 0;
             for (uint32_t e = 0; e < E; e++) {
@@ -384,6 +435,8 @@ START_TEST(scores_and_mixes_agree_with_what_is_unpacked) {
                 size += fabs((double)weight[e]) * part_size(&p, e * p.dim + d);
             }
             util_near(out[0][d], sum, size, 1e-6);
+            /* At worst every weight is off by half a step, 1 / 32512 of the largest. */
+            util_near(out[1][d], sum, size, 64.0 / 32512);
         }
     }
 }
@@ -421,9 +474,11 @@ START_TEST(extremes_are_borne_and_bounded) {
             k->pack_score_f(&p, page[l], query, 3, out[l]);
             k->pack_score_q(&p, page[l], query, 3, out[l] + 3 * E);
             memset(out[l] + 6 * E, 0, 3 * p.dim * sizeof **out);
-            k->pack_mix(&p, page[l], weight, 3, out[l] + 6 * E);
+            k->pack_mix_f(&p, page[l], weight, 3, out[l] + 6 * E);
+            memset(out[l] + 6 * E + 3 * p.dim, 0, 3 * p.dim * sizeof **out);
+            k->pack_mix_q(&p, page[l], weight, 3, out[l] + 6 * E + 3 * p.dim);
         }
-        check_levels((size_t)6 * E + 3 * p.dim);
+        check_levels((size_t)6 * E + 6 * p.dim);
     }
 }
 END_TEST
@@ -532,10 +587,14 @@ START_TEST(the_host_calls_the_kernels) {
     m->unpack_v(&stage, &p, page[0], out[0]);
     stage.kern->unpack_v(&p, page[0], first);
     util_same(out[0], first, E * p.dim);
-    memset(out, 0, sizeof out);
-    m->mix(&stage, &p, page[0], weight, 3, out[0]);
-    stage.kern->pack_mix(&p, page[0], weight, 3, out[1]);
-    util_same(out[0], out[1], 3 * p.dim);
+    for (uint32_t compute = 0; compute <= 1; compute++) {
+        stage.compute = compute;
+        memset(out, 0, sizeof out);
+        m->mix(&stage, &p, page[0], weight, 3, out[0]);
+        (compute == KVC_COMPUTE_F32 ? stage.kern->pack_mix_f
+                                    : stage.kern->pack_mix_q)(&p, page[0], weight, 3, out[1]);
+        util_same(out[0], out[1], 3 * p.dim);
+    }
 }
 END_TEST
 

@@ -778,7 +778,9 @@ typedef struct kvc_host_math {
      * int8 in front; under KVC_COMPUTE_F32 it stays float and codes are widened exactly. */
     void (*score)(void *ctx, const kvc_packing *p, const void *src, const float *q, uint32_t n_q,
                   float *s);
-    /** acc[n_q, dim] += w[n_q, KVC_PAGE] · values, entries ascending. */
+    /** acc[n_q, dim] += w[n_q, KVC_PAGE] · values. Under KVC_COMPUTE_INT8 weights times scales may
+     * be rounded to 14 bits and a sign, relative to the largest of a row; under KVC_COMPUTE_F32
+     * they stay float and entries are added in ascending order. */
     void (*mix)(void *ctx, const kvc_packing *p, const void *src, const float *w, uint32_t n_q,
                 float *acc);
     /** Copies packed key row `from` of src to row `to` of dst, exactly; they may be one page. For
