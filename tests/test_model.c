@@ -236,12 +236,12 @@ START_TEST(reads_every_tiny_model) {
     ck_assert_uint_eq(h->dim_k, suite_files[_i].dim_k);
     ck_assert_uint_eq(h->dim_v, suite_files[_i].dim_v);
     ck_assert_uint_eq(h->n_rot, suite_files[_i].n_rot);
-    ck_assert(h->rope_base == 10000.0f && h->norm_eps == 1e-5f);
+    ck_assert(m->rope[0].base == 10000.0f && h->norm_eps == 1e-5f);
     ck_assert(h->scale == (float)(1.0 / sqrt(h->dim_k)));
     ck_assert_uint_eq(m->tied, suite_files[_i].tied);
     ck_assert_int_eq(m->head.data == m->embd.data, suite_files[_i].tied);
     ck_assert_str_eq(m->weights, suite_files[_i].weights);
-    ck_assert_str_eq(m->arch, "llama");
+    ck_assert_str_eq(m->arch->name, "llama");
     ck_assert_str_eq(m->name, "random llama 2x64 seed 1");
     ck_assert_uint_eq(strlen(m->fingerprint), 32);
     ck_assert_uint_eq(m->file_bytes, map.size);
@@ -388,8 +388,8 @@ END_TEST
 
 static void check_rope(const kvc_model *m, double divisor) {
     uint32_t half = m->hp.n_rot / 2;
-    for (uint32_t pos = 0; pos < m->rope_n; pos++) {
-        const float *cs = m->rope + (size_t)pos * m->hp.n_rot;
+    for (uint32_t pos = 0; pos < m->rope[0].n; pos++) {
+        const float *cs = m->rope[0].cs + (size_t)pos * m->hp.n_rot;
         for (uint32_t i = 0; i < half; i++) {
             double angle = pos * pow(10000.0, -2.0 * i / m->hp.n_rot) / divisor;
             ck_assert_double_eq_tol((double)cs[i], cos(angle), 1e-6);
@@ -403,17 +403,17 @@ START_TEST(rope_grows_and_keeps_what_it_has) {
     kvc_model *m = open_model(map.data, map.size);
     float first[3 * 16];
     ck_assert_int_eq(kvc__model_rope(m, 3, &err), KVC_OK);
-    ck_assert_uint_eq(m->rope_n, 3);
-    memcpy(first, m->rope, sizeof first);
+    ck_assert_uint_eq(m->rope[0].n, 3);
+    memcpy(first, m->rope[0].cs, sizeof first);
     ck_assert_int_eq(kvc__model_rope(m, 700, &err), KVC_OK);
-    ck_assert_uint_eq(m->rope_n, 700);
-    ck_assert_mem_eq(first, m->rope, sizeof first);
+    ck_assert_uint_eq(m->rope[0].n, 700);
+    ck_assert_mem_eq(first, m->rope[0].cs, sizeof first);
     ck_assert_int_eq(kvc__model_rope(m, 5, &err), KVC_OK);
-    ck_assert_uint_eq(m->rope_n, 700);
+    ck_assert_uint_eq(m->rope[0].n, 700);
     check_rope(m, 1.0);
     atomic_store(&allowed, 0);
     ck_assert_int_eq(kvc__model_rope(m, 701, &err), KVC_E_NOMEM);
-    ck_assert_uint_eq(m->rope_n, 700);
+    ck_assert_uint_eq(m->rope[0].n, 700);
     check_rope(m, 1.0);
     kvc__model_free(m);
 }
@@ -423,7 +423,7 @@ START_TEST(rope_factors_divide_the_angle) {
     map_model("tiny-f32.gguf");
     write_edited(&(edit){ADD_TENSOR, "rope_freqs.weight", .number = 4.0, .dim = {16, 1}});
     kvc_model *m = open_model(file.p, file.n);
-    ck_assert_ptr_nonnull(m->rope_freq);
+    ck_assert_ptr_nonnull(m->rope[0].divisor);
     kvc_model *without = open_model(map.data, map.size);
     ck_assert_uint_eq(m->n_param, without->n_param);
     ck_assert_uint_eq(m->read_bytes, without->read_bytes);
@@ -465,8 +465,10 @@ static const struct {
     const char *says;
 } changes[] = {
     {{.what = KEEP}, KVC_OK, ""},
-    {STRING("general.architecture", "qwen2"), KVC_E_UNSUPPORTED, "'qwen2'"},
-    {STRING("general.architecture", "llam"), KVC_E_UNSUPPORTED, "supported: llama"},
+    {STRING("general.architecture", "qwen2"), KVC_E_FORMAT, "'qwen2.block_count'"},
+    {STRING("general.architecture", "qwen5"), KVC_E_UNSUPPORTED, "'qwen5'"},
+    {STRING("general.architecture", "llam"), KVC_E_UNSUPPORTED,
+     "supported: llama, qwen2, qwen3, gemma3"},
     {DROP("general.architecture"), KVC_E_FORMAT, "general.architecture"},
     {NUMBER("general.name", U32, 1), KVC_E_FORMAT, "general.name"},
     {DROP("general.name"), KVC_OK, ""},
@@ -516,18 +518,34 @@ static const struct {
     {DROP("llama.attention.layer_norm_rms_epsilon"), KVC_E_FORMAT, "epsilon"},
     {NUMBER("llama.attention.layer_norm_rms_epsilon", F32, -1), KVC_E_FORMAT, "epsilon"},
     {STRING("llama.rope.scaling.type", "none"), KVC_OK, ""},
-    {STRING("llama.rope.scaling.type", "linear"), KVC_E_UNSUPPORTED, "'linear'"},
-    {STRING("llama.rope.scaling.type", "yarn"), KVC_E_UNSUPPORTED, "'yarn'"},
-    {STRING("llama.rope.scaling.type", "llama3"), KVC_E_UNSUPPORTED, "'llama3'"},
-    {NUMBER("llama.rope.scaling.factor", F32, 2), KVC_E_UNSUPPORTED, "factor"},
-    {NUMBER("llama.rope.scaling.factor", F32, 1), KVC_OK, ""},
-    {NUMBER("llama.rope.scale_linear", F32, 4), KVC_E_UNSUPPORTED, "scale_linear"},
+    {STRING("llama.rope.scaling.type", "linear"), KVC_OK, ""},
+    {STRING("llama.rope.scaling.type", "yarn"), KVC_OK, ""},
+    {STRING("llama.rope.scaling.type", "longrope"), KVC_E_UNSUPPORTED, "'longrope'"},
+    {STRING("llama.rope.scaling.type", "llama3"), KVC_E_UNSUPPORTED,
+     "'llama3' is not supported without rope_freqs.weight"},
+    {NUMBER("llama.rope.scaling.type", U32, 1), KVC_E_FORMAT, "scaling.type"},
+    {NUMBER("llama.rope.scaling.factor", F32, 2), KVC_OK, ""},
+    {NUMBER("llama.rope.scaling.factor", F32, 0), KVC_OK, ""},
+    {NUMBER("llama.rope.scaling.factor", F32, -2), KVC_E_FORMAT, "factor' is -2"},
+    {NUMBER("llama.rope.scaling.factor", F32, 1e7), KVC_E_FORMAT, "1e+06"},
+    {NUMBER("llama.rope.scaling.attn_factor", F32, 0), KVC_E_FORMAT, "attn_factor' is 0"},
+    {NUMBER("llama.rope.scaling.yarn_log_multiplier", F32, 0.1), KVC_E_UNSUPPORTED,
+     "yarn_log_multiplier"},
+    {NUMBER("llama.rope.freq_base_swa", F32, 10000), KVC_E_UNSUPPORTED, "freq_base_swa"},
+    {NUMBER("llama.rope.scale_linear", F32, 4), KVC_OK, ""},
+    {NUMBER("llama.rope.scale_linear", F32, -4), KVC_E_FORMAT, "scale_linear' is -4"},
     {NUMBER("llama.attention.sliding_window", U32, 0), KVC_OK, ""},
-    {NUMBER("llama.attention.sliding_window", U32, 4096), KVC_E_UNSUPPORTED, "sliding_window"},
-    {PAIR("llama.attention.sliding_window", U32, 0, 8), KVC_E_UNSUPPORTED, "sliding_window"},
-    {NUMBER("llama.attn_logit_softcapping", F32, 50), KVC_E_UNSUPPORTED, "attn_logit_softcapping"},
-    {NUMBER("llama.final_logit_softcapping", F32, 30), KVC_E_UNSUPPORTED,
-     "final_logit_softcapping"},
+    {NUMBER("llama.attention.sliding_window", U32, 4096), KVC_OK, ""},
+    {NUMBER("llama.attention.sliding_window", I32, -1), KVC_E_FORMAT, "sliding_window"},
+    {PAIR("llama.attention.sliding_window", U32, 0, 8), KVC_OK, ""},
+    {PAIR("llama.attention.sliding_window", I32, -1, 8), KVC_E_FORMAT, "2 numbers"},
+    {NUMBER("llama.attn_logit_softcapping", F32, 50), KVC_OK, ""},
+    {NUMBER("llama.attn_logit_softcapping", F32, -1), KVC_E_FORMAT, "attn_logit_softcapping' is"},
+    {NUMBER("llama.final_logit_softcapping", F32, 30), KVC_OK, ""},
+    {NUMBER("llama.final_logit_softcapping", F32, 1e9), KVC_E_FORMAT, "final_logit_softcapping'"},
+    {NUMBER("llama.attention.scale", F32, 0.5), KVC_OK, ""},
+    {NUMBER("llama.attention.scale", F32, -0.5), KVC_E_FORMAT, "attention.scale"},
+    {NUMBER("llama.attention.clamp_kqv", F32, 8), KVC_E_UNSUPPORTED, "clamp_kqv"},
     {NUMBER("llama.expert_count", U32, 8), KVC_E_UNSUPPORTED, "expert_count"},
     {STRING("llama.logit_scale", "x"), KVC_E_UNSUPPORTED, "logit_scale"},
     {STRING("tokenizer.ggml.model", "bert"), KVC_E_UNSUPPORTED, "bert"},
