@@ -264,9 +264,12 @@ static int32_t bind_tensors(loader *l) {
     if (!l->source || !l->used || !m->layer) {
         return no_memory(l->err, "the layers' tables", h->n_layer * sizeof *m->layer);
     }
+    bool local = false;
     for (uint32_t il = 0; il < h->n_layer; il++) {
         KVC_TRY(bind_layer(l, il));
+        local |= m->layer[il].rope != 0;
     }
+    m->rope[1].base = local ? m->rope[1].base : 0.0f; /* nobody's, so it needs no table */
     KVC_TRY(bind_mat(l, "token_embd.weight", h->n_vocab, h->n_embd, &m->embd));
     KVC_TRY(load_vector(l, "output_norm.weight", h->n_embd, &m->out_norm));
     m->tied = kvc__gguf_tensor_find(&l->g, "output.weight") == NULL;

@@ -376,23 +376,30 @@ static int run(Suite *suite, enum print_output mode) {
     return failed != 0;
 }
 
+static TCase *add_case(Suite *suite, const char *name) {
+    TCase *tc = tcase_create(name);
+    tcase_set_timeout(tc, 300);
+    suite_add_tcase(suite, tc);
+    return tc;
+}
+
 int main(int argc, char **argv) {
     self = argv[0];
     Suite *suite = suite_create("arch");
-    TCase *tc = tcase_create("arch");
-    suite_add_tcase(suite, tc);
-    tcase_set_timeout(tc, 300);
     if (argc == 2 && strcmp(argv[1], "--hash") == 0) {
-        tcase_add_test(tc, print_hashes);
+        tcase_add_test(add_case(suite, "hash"), print_hashes);
         return run(suite, CK_SILENT);
     }
+    TCase *tc = add_case(suite, "reference");
     tcase_add_loop_test(tc, logits_are_the_references, 0, (int)N_NAME);
-    every_add(tc, chunks_and_threads_do_not_matter, N_GRID, 1);
-    every_add(tc, truncation_does_not_matter, N_GRID, 1);
+    tc = add_case(suite, "windows");
     tcase_add_loop_test(tc, policies_that_mean_the_same, 0, 3);
     tcase_add_loop_test(tc, budgets_for_all_change_next_to_nothing, 0, 3);
     tcase_add_loop_test(tc, a_window_is_that_of_a_policy, 0, 4);
     tcase_add_test(tc, local_layers_give_pages_back);
+    tc = add_case(suite, "bits");
+    every_add(tc, chunks_and_threads_do_not_matter, N_GRID, 1);
+    every_add(tc, truncation_does_not_matter, N_GRID, 1);
     tcase_add_test(tc, levels_are_equal);
     return run(suite, CK_NORMAL);
 }

@@ -571,6 +571,163 @@ static const struct {
     {RESHAPE("blk.0.ffn_norm.weight", 64, 2), KVC_E_FORMAT, "'blk.0.ffn_norm.weight'"},
 };
 
+/* The same for other architectures. */
+static const struct {
+    const char *file;
+    edit e;
+    int32_t status;
+    const char *says;
+} arch_changes[] = {
+    {"arch-qwen2.gguf", {.what = KEEP}, KVC_OK, ""},
+    {"arch-qwen2.gguf", NO_TENSOR("blk.2.attn_k.bias"), KVC_E_FORMAT,
+     "'blk.2.attn_k.bias' is missing"},
+    {"arch-qwen2.gguf", RESHAPE("blk.0.attn_v.bias", 47, 1), KVC_E_FORMAT, "[48, 1]"},
+    {"arch-qwen2.gguf", RETYPE("blk.0.attn_q.bias", KVC__T_F16), KVC_OK, ""},
+    {"arch-qwen2.gguf", RETYPE("blk.0.attn_q.bias", 99), KVC_E_UNSUPPORTED, "for vectors"},
+    {"arch-qwen2.gguf", ADD("blk.0.attn_output.bias", 0, 96, 1), KVC_E_UNSUPPORTED,
+     "'blk.0.attn_output.bias' has no place in the supported form of architecture 'qwen2'"},
+    {"arch-qwen2.gguf", ADD("blk.0.attn_q_norm.weight", 1, 24, 1), KVC_E_UNSUPPORTED, "'qwen2'"},
+    {"arch-qwen2.gguf", DROP("qwen2.attention.key_length"), KVC_E_FORMAT, "attn_q"},
+    {"arch-qwen2-yarn.gguf", NUMBER("qwen2.rope.scaling.factor", F32, 0.5), KVC_E_FORMAT,
+     "'yarn' by 0.5"},
+    {"arch-qwen2-yarn.gguf", NUMBER("qwen2.rope.freq_base", F32, 1), KVC_E_FORMAT, "base 1"},
+    {"arch-qwen2-yarn.gguf", NUMBER("qwen2.rope.scaling.original_context_length", U32, 0),
+     KVC_E_FORMAT, "original_context_length"},
+    {"arch-qwen2-yarn.gguf", DROP("qwen2.rope.scaling.original_context_length"), KVC_OK, ""},
+    {"arch-qwen2-yarn.gguf", NUMBER("qwen2.rope.scaling.yarn_ext_factor", F32, 2), KVC_E_FORMAT,
+     "yarn_ext_factor' is 2"},
+    {"arch-qwen2-yarn.gguf", NUMBER("qwen2.rope.scaling.yarn_ext_factor", F32, 0), KVC_OK, ""},
+    {"arch-qwen2-yarn.gguf", NUMBER("qwen2.rope.scaling.yarn_attn_factor", F32, -1), KVC_E_FORMAT,
+     "yarn_attn_factor' is -1"},
+    {"arch-qwen2-yarn.gguf", NUMBER("qwen2.rope.scaling.yarn_beta_fast", F32, 0), KVC_E_FORMAT,
+     "yarn_beta_fast' is 0"},
+    {"arch-qwen2-yarn.gguf", NUMBER("qwen2.rope.scaling.yarn_beta_slow", U32, 1), KVC_E_FORMAT,
+     "yarn_beta_slow"},
+    {"arch-qwen3.gguf", NO_TENSOR("blk.1.attn_q_norm.weight"), KVC_E_FORMAT,
+     "'blk.1.attn_q_norm.weight' is missing"},
+    {"arch-qwen3.gguf", RESHAPE("blk.1.attn_k_norm.weight", 24, 1), KVC_E_FORMAT, "[40, 1]"},
+    {"arch-qwen3.gguf", ADD("blk.0.attn_q.bias", 0, 240, 1), KVC_E_UNSUPPORTED, "'qwen3'"},
+    {"arch-gemma3-caps.gguf", NO_TENSOR("blk.3.post_ffw_norm.weight"), KVC_E_FORMAT,
+     "'blk.3.post_ffw_norm.weight' is missing"},
+    {"arch-gemma3-caps.gguf", RESHAPE("blk.0.post_attention_norm.weight", 95, 1), KVC_E_FORMAT,
+     "[96, 1]"},
+    {"arch-gemma3-caps.gguf", DROP("gemma3.attention.sliding_window"), KVC_OK, ""},
+    {"arch-gemma3-caps.gguf", NUMBER("gemma3.attention.sliding_window_pattern", U32, 1), KVC_OK,
+     ""},
+    {"arch-gemma3-caps.gguf", NUMBER("gemma3.attention.sliding_window_pattern", I32, -1),
+     KVC_E_FORMAT, "sliding_window_pattern"},
+    {"arch-gemma3-caps.gguf", PAIR("gemma3.attention.sliding_window_pattern", BOOL, 1, 0),
+     KVC_E_FORMAT, "4 numbers, 0 to 1"},
+    {"arch-gemma3-caps.gguf",
+     {.what = SET_PAIR,
+      .name = "gemma3.attention.sliding_window_pattern",
+      .type = KVC__GGUF_BOOL,
+      .number = 1,
+      .second = 0,
+      .dim = {4}},
+     KVC_OK,
+     ""},
+    {"arch-gemma3-caps.gguf", NUMBER("gemma3.rope.freq_base_swa", F32, 0.5), KVC_E_FORMAT,
+     "freq_base_swa' is 0.5"},
+    {"arch-gemma3-caps.gguf", NUMBER("gemma3.rope.freq_base_swa", F32, -1), KVC_E_FORMAT,
+     "freq_base_swa' is -1"},
+    {"arch-gemma3-caps.gguf", STRING("gemma3.attn_logit_softcapping", "x"), KVC_E_FORMAT,
+     "attn_logit_softcapping"},
+    {"arch-gemma3-caps.gguf", NUMBER("gemma3.rope.dimension_count", U32, 16), KVC_OK, ""},
+};
+
+START_TEST(one_change_of_other_architectures) {
+    kvc_model *m = NULL;
+    map_model(arch_changes[_i].file);
+    write_edited(&arch_changes[_i].e);
+    int32_t rc = kvc__model_create(file.p, file.n, false, &params, &m, &err);
+    ck_assert_msg(rc == arch_changes[_i].status && strstr(err.text, arch_changes[_i].says) != NULL,
+                  "case %d: %d '%s' lacks '%s'", _i, rc, err.text, arch_changes[_i].says);
+    ck_assert_int_eq(m != NULL, rc == KVC_OK);
+    if (m != NULL) {
+        ck_assert_int_eq(kvc__model_rope(m, 100, &err), KVC_OK);
+    }
+    kvc__model_free(m);
+}
+END_TEST
+
+static kvc_model *open_edited(const char *name, const edit *e) {
+    map_model(name);
+    write_edited(e);
+    return open_model(file.p, file.n);
+}
+
+/* Which layers have a window, and whose RoPE. */
+START_TEST(windows_are_the_files) {
+    static const struct {
+        const char *file;
+        edit e;
+        uint32_t window[4], rope[4], n;
+    } cases[] = {
+        {"tiny-f32.gguf", {.what = KEEP}, {0, 0}, {0, 0}, 2},
+        {"tiny-f32.gguf", NUMBER("llama.attention.sliding_window", U32, 9), {9, 9}, {0, 0}, 2},
+        {"tiny-f32.gguf", PAIR("llama.attention.sliding_window", U32, 0, 8), {0, 8}, {0, 0}, 2},
+        {"arch-gemma3-caps.gguf", {.what = KEEP}, {70, 70, 0, 70}, {1, 1, 0, 1}, 4},
+        {"arch-gemma3-caps.gguf",
+         NUMBER("gemma3.attention.sliding_window_pattern", U32, 2),
+         {70, 0, 70, 0},
+         {1, 0, 1, 0},
+         4},
+        {"arch-gemma3-caps.gguf",
+         NUMBER("gemma3.attention.sliding_window_pattern", U32, 0),
+         {70, 70, 70, 70},
+         {1, 1, 1, 1},
+         4},
+        {"arch-gemma3-caps.gguf",
+         DROP("gemma3.attention.sliding_window"),
+         {0, 0, 0, 0},
+         {0, 0, 0, 0},
+         4},
+        {"arch-gemma3-caps.gguf",
+         {.what = SET_PAIR,
+          .name = "gemma3.attention.sliding_window_pattern",
+          .type = KVC__GGUF_BOOL,
+          .number = 0,
+          .second = 1,
+          .dim = {4}},
+         {0, 70, 70, 70},
+         {0, 1, 1, 1},
+         4},
+    };
+    kvc_model *m = open_edited(cases[_i].file, &cases[_i].e);
+    ck_assert_uint_eq(m->hp.n_layer, cases[_i].n);
+    for (uint32_t i = 0; i < m->hp.n_layer; i++) {
+        ck_assert_uint_eq(m->layer[i].window, cases[_i].window[i]);
+        ck_assert_uint_eq(m->layer[i].rope, cases[_i].rope[i]);
+    }
+    kvc__model_free(m);
+}
+END_TEST
+
+/* What no tiny model with a reference sets: a scale of the file's, a part of the elements turned in
+ * halves, YaRN without its mix. */
+START_TEST(numbers_are_the_files) {
+    kvc_model *m = open_edited("tiny-f32.gguf", &(edit){SET_NUMBER, "llama.attention.scale",
+                                                        .type = KVC__GGUF_F32, .number = 0.25});
+    ck_assert(m->hp.scale == 0.25f && m->hp.embd_scale == 1.0f);
+    kvc__model_free(m);
+    map_model("arch-gemma3-wide.gguf");
+    m = open_model(map.data, map.size);
+    ck_assert(m->hp.scale == (float)(1 / sqrt(16.0)));
+    ck_assert(m->hp.embd_scale == (float)sqrt(32.0));
+    kvc__model_free(m);
+    m = open_edited("arch-qwen2-yarn.gguf",
+                    &(edit){SET_NUMBER, "qwen2.rope.scaling.yarn_ext_factor", .type = KVC__GGUF_F32,
+                            .number = 0});
+    ck_assert_int_eq(kvc__model_rope(m, 50, &err), KVC_OK);
+    for (uint32_t i = 0; i < 64; i++) {
+        const double angle = 49 * pow(1e6, -(double)i / 64) / 8;
+        ck_assert_double_eq_tol((double)m->rope[0].cs[49 * 128 + i], cos(angle), 1e-6);
+    }
+    kvc__model_free(m);
+}
+END_TEST
+
 START_TEST(one_change) {
     kvc_model *m = NULL;
     map_model("tiny-f32.gguf");
@@ -614,7 +771,7 @@ END_TEST
 
 START_TEST(damaged_files_are_survived) {
     uint64_t state = 1442695040888963407u;
-    map_model("tiny-q4_0.gguf");
+    map_model(_i == 0 ? "tiny-q4_0.gguf" : "arch-gemma3-caps.gguf");
     uint8_t *copy = malloc(map.size);
     ck_assert_ptr_nonnull(copy);
     params.n_threads = 1;
@@ -634,7 +791,7 @@ START_TEST(without_memory) {
     int32_t rc = KVC_E_NOMEM;
     kvc_model *m = NULL;
     long n = 0;
-    map_model("tiny-q4_0.gguf");
+    map_model(_i == 0 ? "tiny-q4_0.gguf" : "arch-gemma3-caps.gguf");
     for (; rc == KVC_E_NOMEM && n < 10000; n++) {
         atomic_store(&allowed, n);
         rc = kvc__model_create(map.data, map.size, true, &params, &m, &err);
@@ -665,10 +822,14 @@ int main(void) {
     tcase_add_test(tc, rope_grows_and_keeps_what_it_has);
     tcase_add_test(tc, rope_factors_divide_the_angle);
     tcase_add_loop_test(tc, one_change, 0, (int)(sizeof changes / sizeof changes[0]));
+    tcase_add_loop_test(tc, one_change_of_other_architectures, 0,
+                        (int)(sizeof arch_changes / sizeof *arch_changes));
+    tcase_add_loop_test(tc, windows_are_the_files, 0, 8);
+    tcase_add_test(tc, numbers_are_the_files);
     tcase_add_test(tc, llama3_scaling_with_factors);
     tcase_add_test(tc, cut_files_are_refused);
-    tcase_add_test(tc, damaged_files_are_survived);
-    tcase_add_test(tc, without_memory);
+    tcase_add_loop_test(tc, damaged_files_are_survived, 0, 2);
+    tcase_add_loop_test(tc, without_memory, 0, 2);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
