@@ -20,8 +20,8 @@ from make_model import Problem, add_vocab, write_file
 REFERENCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data", "arch-reference.json")
 COMMON = {"layers": 3, "embd": 96, "heads": 6, "kv_heads": 2, "dim": 24, "ff": 96, "vocab": 272,
           "ctx": 1024, "base": 10000.0, "eps": 1e-5, "untied": False, "scaling": {}}
-# Windows and first contexts are shorter than the 220 tokens of the reference; heads are never
-# embd / heads wide.
+# Windows and all first contexts but one, in which YaRN's default bounds lie, are shorter than the 220
+# tokens of the reference; heads are never embd / heads wide.
 CASES = {
     "llama": {"arch": "llama", "untied": True, "base": 50000.0},
     "llama-window": {"arch": "llama", "window": 70, "dim": 32},
@@ -31,14 +31,14 @@ CASES = {
                                  "high_freq_factor": 4.0,
                                  "original_max_position_embeddings": 64}},
     "llama-yarn": {"arch": "llama", "dim": 64, "heads": 4,
-                   "scaling": {"rope_type": "yarn", "factor": 4.0,
+                   "scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 4.0,
                                "original_max_position_embeddings": 64}},
     "qwen2": {"arch": "qwen2", "base": 1e6, "eps": 1e-6},
     "qwen2-yarn": {"arch": "qwen2", "dim": 128, "heads": 2, "kv_heads": 1, "untied": True,
                    "base": 1e6,
-                   "scaling": {"rope_type": "yarn", "factor": 8.0, "beta_fast": 16.0,
-                               "beta_slow": 2.0, "original_max_position_embeddings": 32}},
-    "qwen3": {"arch": "qwen3", "base": 1e6, "dim": 40, "eps": 1e-6},
+                   "scaling": {"rope_type": "yarn", "factor": 8.0, "beta_slow": 2.0,
+                               "original_max_position_embeddings": 512}},
+    "qwen3": {"arch": "qwen3", "base": 1e6, "dim": 256, "heads": 4, "eps": 1e-6},
     "gemma3": {"arch": "gemma3", "layers": 7, "window": 40, "base": 1e6, "dim": 32, "heads": 4,
                "eps": 1e-6, "scaling": {"rope_type": "linear", "factor": 8.0}},
     "gemma3-caps": {"arch": "gemma3", "layers": 4, "window": 70, "pattern": 3, "base": 1e6,

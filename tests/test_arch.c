@@ -11,6 +11,7 @@
 #include <jansson.h>
 #include <math.h>
 #include <stdbool.h>
+#include <unistd.h>
 
 #define N      300u /* tokens: several pages, two ranges of pages, longer than every window */
 #define WANTED 292u
@@ -320,6 +321,38 @@ START_TEST(local_layers_give_pages_back) {
 }
 END_TEST
 
+/* Pages that left a window are no part of a fork or of a file. */
+START_TEST(forks_and_saved_sessions_go_on) {
+    static const char *const spec[] = {"full", "quant8+t_tier", "window:size=100:sinks=4+quant8"};
+    enum { CUT = 250 };
+    kvc_model *m = open_arch(with_windows[_i / 3], 2);
+    const uint32_t vocab = util_vocab(m);
+    float *a = calloc(ROWS * vocab, sizeof *a), *b = calloc(ROWS * vocab, sizeof *b);
+    int32_t token[N];
+    char path[64];
+    kvc_session_close(run_spec(m, spec[_i % 3], a));
+    util_tokens(token, N, vocab, 3);
+    kvc_session *s = util_session(m, spec[_i % 3], "f32", N_CTX), *next[2];
+    util_feed(s, token, CUT, CUT, CUT, vocab, b);
+    snprintf(path, sizeof path, "/tmp/kvc-arch-%d-%d", (int)getpid(), _i);
+    kvc_params *p = util_params();
+    ck_assert_msg(kvc_session_fork(s, &next[0]) == KVC_OK, "%s", kvc_session_error(s));
+    ck_assert_msg(kvc_session_save(s, path) == KVC_OK, "%s", kvc_session_error(s));
+    kvc_session_close(s);
+    ck_assert_msg(kvc_session_load(m, path, p, &next[1]) == KVC_OK, "%s", kvc_params_error(p));
+    ck_assert_int_eq(remove(path), 0);
+    for (int i = 0; i < 2; i++) {
+        util_feed(next[i], token + CUT, N - CUT, WANTED - CUT, N, vocab, b);
+        util_same(a, b, ROWS, vocab, spec[_i % 3]);
+        kvc_session_close(next[i]);
+    }
+    kvc_params_destroy(p);
+    free(a);
+    free(b);
+    kvc_model_close(m);
+}
+END_TEST
+
 /* ---------------------------------------------------------------- kernel levels */
 
 /* Prints a line for every model, spec and way to compute: a hash of all logits, of fewer tokens,
@@ -397,6 +430,7 @@ int main(int argc, char **argv) {
     tcase_add_loop_test(tc, budgets_for_all_change_next_to_nothing, 0, 3);
     tcase_add_loop_test(tc, a_window_is_that_of_a_policy, 0, 4);
     tcase_add_test(tc, local_layers_give_pages_back);
+    tcase_add_loop_test(tc, forks_and_saved_sessions_go_on, 0, 9);
     tc = add_case(suite, "bits");
     every_add(tc, chunks_and_threads_do_not_matter, N_GRID, 1);
     every_add(tc, truncation_does_not_matter, N_GRID, 1);
