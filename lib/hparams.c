@@ -61,10 +61,14 @@ static int32_t read_optional(struct reader *r, const char *suffix, float *out) {
 static const char *const refused_keys[] = {
     "attention.clamp_kqv",
     "attention.max_alibi_bias",
+    "attention.output_scale",
+    "attention.shared_kv_layers",
+    "attention.temperature_scale",
     "expert_count",
     "logit_scale",
     "residual_scale",
     "embedding_scale",
+    "rope.scaling.alpha",
     "rope.scaling.yarn_log_multiplier",
 };
 
@@ -167,6 +171,37 @@ static int32_t read_heads(struct reader *r) {
     return check_multiple(r, h->n_rot, 2);
 }
 
+/* Layers with a window may be shaped otherwise in some files; here they are as the others. */
+static int32_t check_local(struct reader *r) {
+    const struct {
+        const char *suffix;
+        uint32_t same;
+    } keys[] = {{"attention.key_length_swa", r->h->dim_k},
+                {"attention.value_length_swa", r->h->dim_v},
+                {"rope.dimension_count_swa", r->h->n_rot}};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        uint32_t v = 0;
+        KVC_TRY(read_u32(r, keys[i].suffix, true, keys[i].same, 0, UINT32_MAX, &v));
+        if (v != keys[i].same) {
+            return kvc__fail(r->err, KVC_E_UNSUPPORTED,
+                             "GGUF key '%s' is %" PRIu32 "; only %" PRIu32
+                             ", as in the other layers, is supported",
+                             r->key, v, keys[i].same);
+        }
+    }
+    return KVC_OK;
+}
+
+static int32_t check_causal(struct reader *r) {
+    bool causal = true;
+    KVC_TRY(kvc__gguf_bool(r->g, key_of(r, "attention.causal"), true, &causal, r->err));
+    return causal ? KVC_OK
+                  : kvc__fail(r->err, KVC_E_UNSUPPORTED,
+                              "GGUF key '%s' is false: tokens see what comes after them, which is "
+                              "not supported; use a model that generates text",
+                              r->key);
+}
+
 static int32_t read_factors(struct reader *r) {
     kvc__hparams *h = r->h;
     KVC_TRY(kvc__gguf_f32(r->g, key_of(r, "attention.layer_norm_rms_epsilon"), false, 0.0f,
@@ -192,6 +227,8 @@ int32_t kvc__hparams_read(const kvc__gguf *g, const kvc__arch *arch, kvc__hparam
     KVC_TRY(check_refused(&r));
     KVC_TRY(read_sizes(&r));
     KVC_TRY(read_heads(&r));
+    KVC_TRY(check_local(&r));
+    KVC_TRY(check_causal(&r));
     return read_factors(&r);
 }
 
