@@ -63,7 +63,7 @@ int32_t kvc_model_get_info(const kvc_model *model, kvc_model_info *out) {
                                  .token_eot = kvc__vocab_eot(model->vocab),
                                  .n_param = model->n_param,
                                  .file_bytes = model->file_bytes,
-                                 .arch = model->arch,
+                                 .arch = model->arch->name,
                                  .name = model->name,
                                  .weights = model->weights,
                                  .fingerprint = model->fingerprint,

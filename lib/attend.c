@@ -54,8 +54,15 @@ static bool observes(const kvc__piece *p) {
     return (p->stack->observe & (KVC_OBSERVE_MASS | KVC_OBSERVE_MASS_LAST)) != 0;
 }
 
-static const float *rope_at(const kvc__attend *a, int32_t pos) {
-    return a->model->rope + (size_t)pos * a->model->hp.n_rot;
+/* Turns a key or a query of the layer by its position. */
+static void turn(const kvc__attend *a, int32_t pos, const float *x, float *y) {
+    const kvc__hparams *hp = &a->model->hp;
+    const float *cs = a->model->rope[a->model->layer[a->layer].rope].cs + (size_t)pos * hp->n_rot;
+    if (a->model->arch->rope_neox) {
+        a->kern->rope_neox(x, cs, hp->n_rot, hp->dim_k, y);
+    } else {
+        a->kern->rope_norm(x, cs, hp->n_rot, hp->dim_k, y);
+    }
 }
 
 /* ---------------------------------------------------------------- failures of worker calls */
@@ -191,14 +198,12 @@ static void rows_item(void *arg, uint32_t item, uint32_t thread) {
     float *v0 = a->v + p->row0 * sv + (size_t)head * hp->dim_v;
     for (uint32_t t = 0; t < p->n; t++) {
         const size_t row = p->row0 + t;
-        const float *cs = rope_at(a, p->pos0 + (int32_t)t);
+        const int32_t pos = p->pos0 + (int32_t)t;
         const float *q = a->q + (row * hp->n_head + (size_t)head * group) * hp->dim_k;
         float *qr = qrot_at(a, head, (uint32_t)row);
-        a->kern->rope_norm(a->k + row * sk + (size_t)head * hp->dim_k, cs, hp->n_rot, hp->dim_k,
-                           k0 + t * sk);
+        turn(a, pos, a->k + row * sk + (size_t)head * hp->dim_k, k0 + t * sk);
         for (uint32_t g = 0; g < group; g++) {
-            a->kern->rope_norm(q + (size_t)g * hp->dim_k, cs, hp->n_rot, hp->dim_k,
-                               qr + (size_t)g * hp->dim_k);
+            turn(a, pos, q + (size_t)g * hp->dim_k, qr + (size_t)g * hp->dim_k);
         }
     }
     if (p->stack->has_append != 0) {
@@ -366,7 +371,7 @@ static void shift_queries(const struct job *j, uint32_t back) {
             const float *q =
                 a->q + ((size_t)row * hp->n_head + (size_t)j->head * j->group + g) * hp->dim_k;
             float *out = scratch(j)->q + ((size_t)t * j->group + g) * hp->dim_k;
-            a->kern->rope_norm(q, rope_at(a, pos), hp->n_rot, hp->dim_k, out);
+            turn(a, pos, q, out);
         }
     }
     const uint32_t n = j->rows * hp->dim_k;
@@ -445,6 +450,7 @@ static int32_t score_seen(struct job *j, struct view *v, uint32_t page, uint32_t
         *call = CALL_SCORE;
         float *to = *seen ? scratch(j)->tmp : scratch(j)->s;
         KVC_TRY(score_page(j, v, back > 0 ? scratch(j)->q : own, to));
+        kvc__cap_scores(a->kern, j->sh, to, j->rows);
         *call = CALL_VISIBLE;
         take_scores(j, *seen ? to : NULL, mask);
         *seen = true;

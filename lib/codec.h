@@ -27,6 +27,7 @@ typedef struct kvc__page_shape {
     uint32_t had_k, had_v; /* Hadamard block, 0: none */
     uint32_t window;       /* the model's own, 0: none */
     float scale;
+    float soft_cap;      /* on scores, 0: none */
     size_t page_bytes;   /* of a sealed page */
     size_t open_k_bytes; /* of an open page's keys */
     size_t open_v_bytes;
@@ -63,12 +64,19 @@ int32_t kvc__codec_encode(const kvc__codec *c, uint32_t layer, uint32_t head, ui
                           kvc__codec_scratch *scratch);
 /** Decodes to k[64][dim_k] and v[64][dim_v] in scratch. */
 int32_t kvc__codec_decode(const kvc__codec *c, const kvc_page *page, kvc__codec_scratch *scratch);
-/** s[n_q][64]: scores of a page. */
+/** s[n_q][64]: scores of a page, before a soft cap. */
 int32_t kvc__codec_score(const kvc__codec *c, const kvc_page *page, const float *q, uint32_t n_q,
                          float *s, kvc__codec_scratch *scratch);
 /** acc[n_q][dim_v] += p[n_q][64] × values. */
 int32_t kvc__codec_mix(const kvc__codec *c, const kvc_page *page, const float *p, uint32_t n_q,
                        float *acc, kvc__codec_scratch *scratch);
+/** Puts scores s[n_q][64] under the layer's soft cap. */
+static inline void kvc__cap_scores(const kvc__kern *kern, const kvc__page_shape *shape, float *s,
+                                   uint32_t n_q) {
+    if (shape->soft_cap > 0.0f) {
+        kern->soft_cap(s, shape->soft_cap, n_q * KVC_PAGE);
+    }
+}
 /** True when a sealed page of every layer holds the very bytes of the open one: plain floats of the
  * open type. Then a page can be opened again. */
 bool kvc__codec_reopens(const kvc__codec *c, uint32_t n_layer);

@@ -71,6 +71,7 @@ struct rows {
     kvc_model *m;
     void (*fn)(struct rows *r, uint32_t row);
     const kvc__part *part;
+    const kvc__layer *layer;
     const float *w;
     kvc__act act;
     float *x, *y;
@@ -115,10 +116,48 @@ static void add_row(struct rows *r, uint32_t i) {
     r->m->kern->add(r->x + (size_t)i * r->width, r->y + (size_t)i * r->width, r->width);
 }
 
+/* x += the norm of y, where the architecture norms what a branch adds. */
+static void add_normed_row(struct rows *r, uint32_t i) {
+    float *y = r->y + (size_t)i * r->width;
+    r->m->kern->rms_norm(y, r->w, r->width, r->m->hp.norm_eps, y);
+    add_row(r, i);
+}
+
 /* y (gate) = SiLU(y) × x (up) */
 static void silu_row(struct rows *r, uint32_t i) {
     r->m->kern->silu_mul(r->y + (size_t)i * r->width, r->x + (size_t)i * r->width, r->width);
     quantise_row(r, i);
+}
+
+/* y (gate) = GELU(y) × x (up) */
+static void gelu_row(struct rows *r, uint32_t i) {
+    r->m->kern->gelu_mul(r->y + (size_t)i * r->width, r->x + (size_t)i * r->width, r->width);
+    quantise_row(r, i);
+}
+
+/* Biases of a token's queries, keys and values. */
+static void bias_row(struct rows *r, uint32_t i) {
+    const kvc__hparams *hp = &r->m->hp;
+    const kvc__attend *a = &r->m->work->attend;
+    const uint32_t q = hp->n_head * hp->dim_k, k = hp->n_head_kv * hp->dim_k;
+    const uint32_t v = hp->n_head_kv * hp->dim_v;
+    r->m->kern->add(a->q + (size_t)i * q, r->layer->q_bias, q);
+    r->m->kern->add(a->k + (size_t)i * k, r->layer->k_bias, k);
+    r->m->kern->add(a->v + (size_t)i * v, r->layer->v_bias, v);
+}
+
+/* The norm of each head of a token's queries and keys. */
+static void head_norms_row(struct rows *r, uint32_t i) {
+    const kvc__hparams *hp = &r->m->hp;
+    const kvc__attend *a = &r->m->work->attend;
+    for (uint32_t h = 0; h < hp->n_head + hp->n_head_kv; h++) {
+        const bool is_q = h < hp->n_head;
+        const size_t at =
+            is_q ? (size_t)i * hp->n_head + h : (size_t)i * hp->n_head_kv + h - hp->n_head;
+        float *x = (is_q ? a->q : a->k) + at * hp->dim_k;
+        r->m->kern->rms_norm(x, is_q ? r->layer->q_norm : r->layer->k_norm, hp->dim_k, hp->norm_eps,
+                             x);
+    }
 }
 
 /* The activations of n rows at y, [n, width], rounded when a matrix of that type wants them so. */
@@ -141,11 +180,25 @@ static void norm(struct rows *r, const float *w) {
     each_row(r);
 }
 
-/* x += y */
-static void add(kvc_model *m, uint32_t n, uint32_t width, float *x, float *y) {
+/* x += y; with a norm's weights, x += the norm of y. */
+static void add(kvc_model *m, uint32_t n, uint32_t width, float *x, float *y, const float *w) {
     struct rows r = rows_of(m, n, width, x, y, false);
-    r.fn = add_row;
+    r.w = w;
+    r.fn = w != NULL ? add_normed_row : add_row;
     each_row(&r);
+}
+
+/* What stands between a layer's projections and attention in some architectures. */
+static void finish_projections(kvc_model *m, uint32_t n, const kvc__layer *layer) {
+    struct rows r = {.m = m, .n = n, .layer = layer};
+    if (layer->q_bias != NULL) {
+        r.fn = bias_row;
+        each_row(&r);
+    }
+    if (layer->q_norm != NULL) {
+        r.fn = head_norms_row;
+        each_row(&r);
+    }
 }
 
 static bool wants_int8(uint32_t compute, uint32_t n, const kvc__mat *const *w) {
@@ -265,7 +318,7 @@ static int32_t finish_piece(kvc_model *m, kvc__part *p, uint32_t layer, uint32_t
             }
         }
     }
-    if (full && p->stack->visible != NULL) {
+    if (full && kvc__stack_hides(p->stack, layer)) {
         /* One page more than queries can see is kept, so that going back a little needs no long
          * replay. */
         const int32_t page = (int32_t)KVC_PAGE, floor = last + 1 > page ? last + 1 - page : 0;
@@ -332,6 +385,7 @@ static void layer_attention(kvc_model *m, uint32_t il, uint32_t n_part, uint32_t
     struct rows r = rows_of(m, n, hp->n_embd, w->x, w->h, wants_int8(compute, 3, qkv));
     norm(&r, l->attn_norm);
     multiply(m, &r.act, r.quantise, 3, qkv, to);
+    finish_projections(m, n, l);
 
     const uint64_t t0 = kvc__clock_ns();
     attend_layer(m, il, w->part, n_part);
@@ -341,7 +395,7 @@ static void layer_attention(kvc_model *m, uint32_t il, uint32_t n_part, uint32_t
     r.fn = quantise_row;
     each_row(&r);
     multiply(m, &r.act, r.quantise, 1, o, (float *const[]){w->h});
-    add(m, n, hp->n_embd, w->x, w->h);
+    add(m, n, hp->n_embd, w->x, w->h, l->attn_post);
 }
 
 static void layer_feed_forward(kvc_model *m, uint32_t il, uint32_t n, uint32_t compute) {
@@ -354,10 +408,10 @@ static void layer_feed_forward(kvc_model *m, uint32_t il, uint32_t n, uint32_t c
     multiply(m, &r.act, r.quantise, 2, gate_up, (float *const[]){w->gate, w->up});
 
     r = rows_of(m, n, hp->n_ff, w->up, w->gate, wants_int8(compute, 1, down));
-    r.fn = silu_row;
+    r.fn = m->arch->gelu ? gelu_row : silu_row;
     each_row(&r);
     multiply(m, &r.act, r.quantise, 1, down, (float *const[]){w->h});
-    add(m, n, hp->n_embd, w->x, w->h);
+    add(m, n, hp->n_embd, w->x, w->h, l->ffn_post);
 }
 
 static void embed_row(struct rows *r, uint32_t i) {
@@ -365,7 +419,15 @@ static void embed_row(struct rows *r, uint32_t i) {
     while (i >= p->row0 + p->n) {
         p++;
     }
-    kvc__mat_row(&r->m->embd, (uint32_t)p->token[i - p->row0], r->x + (size_t)i * r->width);
+    float *x = r->x + (size_t)i * r->width;
+    kvc__mat_row(&r->m->embd, (uint32_t)p->token[i - p->row0], x);
+    if (r->m->hp.embd_scale != 1.0f) {
+        r->m->kern->scale(x, r->m->hp.embd_scale, r->width);
+    }
+}
+
+static void cap_row(struct rows *r, uint32_t i) {
+    r->m->kern->soft_cap(r->x + (size_t)i * r->width, r->m->hp.logit_cap, r->width);
 }
 
 /* Logits of up to KVC__HEAD_ROWS gathered rows at x, then to their sessions. */
@@ -379,9 +441,15 @@ static void head_rows(kvc_model *m, uint32_t n, float *const *to, uint32_t compu
     for (uint32_t i = 1; i < n; i++) {
         dense &= to[i] == to[0] + i * vocab;
     }
-    multiply(m, &r.act, r.quantise, 1, head, (float *const[]){dense ? to[0] : w->logits});
+    float *logits = dense ? to[0] : w->logits;
+    multiply(m, &r.act, r.quantise, 1, head, &logits);
+    if (m->hp.logit_cap > 0.0f) {
+        r = rows_of(m, n, m->hp.n_vocab, logits, NULL, false);
+        r.fn = cap_row;
+        each_row(&r);
+    }
     for (uint32_t i = 0; i < n && !dense; i++) {
-        memcpy(to[i], w->logits + i * vocab, vocab * sizeof(float));
+        memcpy(to[i], logits + i * vocab, vocab * sizeof(float));
     }
 }
 

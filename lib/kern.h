@@ -46,10 +46,17 @@ typedef struct kvc__kern {
     void (*scale)(float *x, float s, uint32_t n);
     /* gate = gate / (1 + exp(-gate)) * up; exp as in soften, its argument clamped to [-87, 88]. */
     void (*silu_mul)(float *gate, const float *up, uint32_t n);
+    /* gate = gate / (1 + exp(-z)) * up with z = gate * fma(b, gate², a): GELU by tanh, for 0.5 * x
+     * * (1 + tanh(z / 2)) is x / (1 + exp(-z)). exp and its argument as in silu_mul. */
+    void (*gelu_mul)(float *gate, const float *up, uint32_t n);
+    /* x = cap * tanh(x / cap), within 1e-6 * cap; NaN stays. */
+    void (*soft_cap)(float *x, float cap, uint32_t n);
     /* Rotates adjacent pairs (2i, 2i + 1), i < n_rot / 2, by cs[i] = cos, cs[n_rot / 2 + i] = sin;
      * the rest is copied. y0 = fma(x0, cos, -(x1 * sin)), y1 = fma(x0, sin, x1 * cos). y may be x.
      */
     void (*rope_norm)(const float *x, const float *cs, uint32_t n_rot, uint32_t n, float *y);
+    /* The same for pairs (i, i + n_rot / 2). */
+    void (*rope_neox)(const float *x, const float *cs, uint32_t n_rot, uint32_t n, float *y);
     /* Walsh-Hadamard in blocks of b (a power of two dividing n), in place, butterflies of distance
      * 1, 2, 4, …, then × 1/sqrt(b) rounded to float. Its own inverse. */
     void (*hadamard)(float *x, uint32_t b, uint32_t n);

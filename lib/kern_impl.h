@@ -29,7 +29,8 @@
     {                                                                                              \
         .name = (level_name), .mm_q = mm_q, .mm_f = mm_f, .quantize = quantize,                    \
         .rms_norm = rms_norm, .add = add, .scale = scale, .silu_mul = silu_mul,                    \
-        .rope_norm = rope_norm, .hadamard = hadamard, .soften = soften, .exp1 = exp1,            \
+        .gelu_mul = gelu_mul, .soft_cap = soft_cap, .rope_norm = rope_norm,                        \
+        .rope_neox = rope_neox, .hadamard = hadamard, .soften = soften, .exp1 = exp1,              \
         .put_k = put_k, .put_v = put_v, .get_k = get_k, .get_v = get_v, .score = score,            \
         .mix = mix, .axpy = axpy, .pack_k = pack_k, .pack_v = pack_v, .unpack_k = unpack_k,        \
         .unpack_v = unpack_v, .pack_score_f = pack_score_f, .pack_score_q = pack_score_q,          \

@@ -117,13 +117,42 @@ static float exp1(float x) {
     return vf_first(row_exp_neg(vf_set1(x)));
 }
 
+/* The same for any x, as if it were in the interval. */
+INLINE vf row_exp_clamped(vf x) {
+    return row_exp(vf_min(vf_max(x, vf_set1(-87.0f)), vf_set1(88.0f)));
+}
+
 static void silu_mul(float *gate, const float *up, uint32_t n) {
     for (uint32_t i = 0; i < n; i += 16) {
         vf g = vf_load_n(gate + i, n - i);
-        vf x = vf_sub(vf_zero(), g);
-        x = vf_min(vf_max(x, vf_set1(-87.0f)), vf_set1(88.0f));
-        vf y = vf_div(g, vf_add(vf_set1(1.0f), row_exp(x)));
+        vf e = row_exp_clamped(vf_sub(vf_zero(), g));
+        vf y = vf_div(g, vf_add(vf_set1(1.0f), e));
         vf_store_n(gate + i, vf_mul(y, vf_load_n(up + i, n - i)), n - i);
+    }
+}
+
+/* 2 sqrt(2 / pi), and that times 0.044715. */
+#define GELU_A 1.5957691216057308f
+#define GELU_B 0.07135481627159826f
+
+static void gelu_mul(float *gate, const float *up, uint32_t n) {
+    for (uint32_t i = 0; i < n; i += 16) {
+        vf g = vf_load_n(gate + i, n - i);
+        vf z = vf_mul(g, vf_fma(vf_set1(GELU_B), vf_mul(g, g), vf_set1(GELU_A)));
+        vf e = row_exp_clamped(vf_sub(vf_zero(), z));
+        vf y = vf_div(g, vf_add(vf_set1(1.0f), e));
+        vf_store_n(gate + i, vf_mul(y, vf_load_n(up + i, n - i)), n - i);
+    }
+}
+
+/* tanh(y) = 1 - 2 / (1 + exp(2 y)). A number that isn't one must reach whoever looks for it, so the
+ * bounds stand first. */
+static void soft_cap(float *x, float cap, uint32_t n) {
+    for (uint32_t i = 0; i < n; i += 16) {
+        vf v = vf_mul(vf_load_n(x + i, n - i), vf_set1(2.0f / cap));
+        vf e = row_exp(vf_min(vf_set1(88.0f), vf_max(vf_set1(-87.0f), v)));
+        vf t = vf_sub(vf_set1(1.0f), vf_div(vf_set1(2.0f), vf_add(vf_set1(1.0f), e)));
+        vf_store_n(x + i, vf_mul(vf_set1(cap), t), n - i);
     }
 }
 
@@ -164,6 +193,20 @@ static void rope_norm(const float *x, const float *cs, uint32_t n_rot, uint32_t 
         float y1 = fmaf(x0, sn[i], x1 * cs[i]);
         y[2 * i] = y0;
         y[2 * i + 1] = y1;
+    }
+    if (y != x && n > n_rot) {
+        memcpy(y + n_rot, x + n_rot, (n - n_rot) * sizeof *y);
+    }
+}
+
+static void rope_neox(const float *x, const float *cs, uint32_t n_rot, uint32_t n, float *y) {
+    const uint32_t half = n_rot / 2;
+    for (uint32_t i = 0; i < half; i += 16) {
+        vf c = vf_load_n(cs + i, half - i), s = vf_load_n(cs + half + i, half - i);
+        vf x0 = vf_load_n(x + i, half - i), x1 = vf_load_n(x + half + i, half - i);
+        vf y0 = vf_fma(x0, c, vf_sub(vf_zero(), vf_mul(x1, s)));
+        vf_store_n(y + half + i, vf_fma(x0, s, vf_mul(x1, c)), half - i);
+        vf_store_n(y + i, y0, half - i);
     }
     if (y != x && n > n_rot) {
         memcpy(y + n_rot, x + n_rot, (n - n_rot) * sizeof *y);

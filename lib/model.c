@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
- * model.c: from a file's keys and tensors to hyperparameters and packed weights. Comes after gguf.c
- * and before any session. Everything is checked first and packed then, so a file that lacks its
- * last tensor costs no time; a tensor or key that would change the result and is not known here
- * refuses the file. It must not know what a cache or a policy is. */
+ * model.c: from a file's tensors to packed weights of the shapes that its keys ask for (hparams.c).
+ * Comes after gguf.c and before any session. Everything is checked first and packed then, so a file
+ * that lacks its last tensor costs no time; a tensor or key that would change the result and is not
+ * known here refuses the file. It must not know what a cache or a policy is. */
 #include "model.h"
 
 #include "os.h"
@@ -14,15 +14,10 @@
 #include <string.h>
 #include <xxhash.h>
 
-#define KEY(suffix)    "llama." suffix
-#define SUPPORTED_ARCH "llama"
-#define LAYER_MATS     7u  /* matrices of a layer */
-#define LAYER_TENSORS  9u  /* and two norms */
-#define PACK_GROUPS    16u /* groups that one thread packs at a time */
-#define SAMPLE_BYTES   64u /* of every SAMPLE_STEP of the data go into the fingerprint */
-#define SAMPLE_STEP    65536u
-#define TYPE_END       32u /* above every type that can be packed */
-#define HEAD_DIM_MAX   1024u
+#define PACK_GROUPS  16u /* groups that one thread packs at a time */
+#define SAMPLE_BYTES 64u /* of every SAMPLE_STEP of the data go into the fingerprint */
+#define SAMPLE_STEP  65536u
+#define TYPE_END     32u /* above every type that can be packed */
 
 /* A matrix and its rows in the file. */
 typedef struct source {
@@ -47,189 +42,19 @@ static int32_t no_memory(kvc__err *err, const char *what, uint64_t bytes) {
     return kvc__fail(err, KVC_E_NOMEM, "no memory for %s (%" PRIu64 " bytes)", what, bytes);
 }
 
-/* ---------------------------------------------------------------- hyperparameters */
-
-/* Keys that change what a model computes and have no code here: refused unless 0 or missing. */
-static const char *const refused_keys[] = {
-    KEY("attention.sliding_window"),
-    KEY("attn_logit_softcapping"),
-    KEY("final_logit_softcapping"),
-    KEY("attention.scale"),
-    KEY("attention.clamp_kqv"),
-    KEY("attention.max_alibi_bias"),
-    KEY("expert_count"),
-    KEY("logit_scale"),
-    KEY("residual_scale"),
-    KEY("embedding_scale"),
-};
-
-static bool all_zero(const kvc__gguf_kv *kv) {
-    if (kv->type == KVC__GGUF_STRING || kv->elem_type == KVC__GGUF_STRING) {
-        return false;
-    }
-    for (uint64_t i = 0; i < kv->n; i++) {
-        if (kvc__gguf_elem(kv, i) != 0.0) {
-            return false;
-        }
-    }
-    return true;
-}
-
-static int32_t check_refused(const kvc__gguf *g, kvc__err *err) {
-    for (size_t i = 0; i < sizeof refused_keys / sizeof refused_keys[0]; i++) {
-        const kvc__gguf_kv *kv = kvc__gguf_find(g, refused_keys[i]);
-        if (kv && !all_zero(kv)) {
-            return kvc__fail(err, KVC_E_UNSUPPORTED,
-                             "the model sets '%s', which is not supported; use a model without it",
-                             refused_keys[i]);
-        }
-    }
-    return KVC_OK;
-}
-
-/* A number that some files give once and others once a layer. */
-static int32_t per_layer(const kvc__gguf *g, const char *key, uint32_t n_layer, bool has_def,
-                         uint32_t def, uint32_t max, uint32_t *out, kvc__err *err) {
-    const kvc__gguf_kv *kv = kvc__gguf_find(g, key);
-    if (!kv || kv->type != KVC__GGUF_ARRAY) {
-        return kvc__gguf_u32(g, key, has_def, def, 1, max, out, err);
-    }
-    double v = kvc__gguf_elem(kv, 0);
-    if (kv->n != n_layer || !(v >= 1.0 && v <= (double)max) || v != floor(v)) {
-        return kvc__fail(err, KVC_E_FORMAT,
-                         "GGUF key '%s' must be a number or %" PRIu32 " numbers, 1 to %" PRIu32,
-                         key, n_layer, max);
-    }
-    for (uint32_t i = 1; i < n_layer; i++) {
-        if (kvc__gguf_elem(kv, i) != v) {
-            return kvc__fail(err, KVC_E_UNSUPPORTED,
-                             "GGUF key '%s' differs between layers, which is not supported", key);
-        }
-    }
-    *out = (uint32_t)v;
-    return KVC_OK;
-}
-
 static int32_t read_arch(loader *l) {
     kvc__str s;
-    char *arch = l->model->arch;
+    char name[32];
     KVC_TRY(kvc__gguf_str(&l->g, "general.architecture", NULL, &s, l->err));
-    kvc__str_text(s, arch, sizeof l->model->arch);
-    if (s.n != strlen(SUPPORTED_ARCH) || memcmp(s.p, SUPPORTED_ARCH, s.n) != 0) {
+    l->model->arch = kvc__arch_find(s);
+    if (l->model->arch == NULL) {
         return kvc__fail(l->err, KVC_E_UNSUPPORTED,
-                         "the model's architecture is '%s'; supported: " SUPPORTED_ARCH, arch);
+                         "the model's architecture is '%s'; supported: %s",
+                         kvc__str_text(s, name, sizeof name), kvc__arch_names());
     }
     KVC_TRY(kvc__gguf_str(&l->g, "general.name", "", &s, l->err));
     kvc__str_text(s, l->model->name, sizeof l->model->name);
-    return check_refused(&l->g, l->err);
-}
-
-static int32_t check_multiple(uint32_t v, uint32_t of, const char *key, kvc__err *err) {
-    if (v % of != 0) {
-        return kvc__fail(err, KVC_E_UNSUPPORTED,
-                         "GGUF key '%s' is %" PRIu32 "; only multiples of %" PRIu32
-                         " are supported",
-                         key, v, of);
-    }
     return KVC_OK;
-}
-
-static int32_t read_sizes(loader *l) {
-    const kvc__gguf *g = &l->g;
-    kvc__hparams *h = &l->model->hp;
-    kvc__err *err = l->err;
-    KVC_TRY(kvc__gguf_u32(g, KEY("block_count"), false, 0, 1, 1024, &h->n_layer, err));
-    if (h->n_layer > g->n_tensor / LAYER_TENSORS) {
-        return kvc__fail(err, KVC_E_FORMAT,
-                         "%" PRIu32 " layers need %" PRIu32 " tensors at least, the file has "
-                         "%" PRIu64,
-                         h->n_layer, h->n_layer * LAYER_TENSORS + 2, g->n_tensor);
-    }
-    KVC_TRY(kvc__gguf_u32(g, KEY("context_length"), false, 0, 1, INT32_MAX, &h->n_ctx_train, err));
-    KVC_TRY(kvc__gguf_u32(g, KEY("embedding_length"), false, 0, 1, 1u << 20, &h->n_embd, err));
-    KVC_TRY(check_multiple(h->n_embd, 4, KEY("embedding_length"), err));
-    KVC_TRY(
-        per_layer(g, KEY("feed_forward_length"), h->n_layer, false, 0, 1u << 22, &h->n_ff, err));
-    KVC_TRY(check_multiple(h->n_ff, 4, KEY("feed_forward_length"), err));
-    h->n_vocab = kvc__vocab_size(l->model->vocab);
-    return KVC_OK;
-}
-
-static int32_t read_heads(loader *l) {
-    const kvc__gguf *g = &l->g;
-    kvc__hparams *h = &l->model->hp;
-    kvc__err *err = l->err;
-    KVC_TRY(per_layer(g, KEY("attention.head_count"), h->n_layer, false, 0, 4096, &h->n_head, err));
-    KVC_TRY(per_layer(g, KEY("attention.head_count_kv"), h->n_layer, true, h->n_head, h->n_head,
-                      &h->n_head_kv, err));
-    if (h->n_head % h->n_head_kv != 0) {
-        return kvc__fail(err, KVC_E_FORMAT,
-                         "%" PRIu32 " query heads can't share %" PRIu32 " KV heads evenly",
-                         h->n_head, h->n_head_kv);
-    }
-    uint32_t dim = h->n_embd / h->n_head;
-    bool whole = dim > 0 && h->n_embd % h->n_head == 0;
-    KVC_TRY(
-        kvc__gguf_u32(g, KEY("attention.key_length"), whole, dim, 1, HEAD_DIM_MAX, &h->dim_k, err));
-    KVC_TRY(kvc__gguf_u32(g, KEY("attention.value_length"), whole, dim, 1, HEAD_DIM_MAX, &h->dim_v,
-                          err));
-    if (h->dim_k > HEAD_DIM_MAX || h->dim_v > HEAD_DIM_MAX) {
-        return kvc__fail(err, KVC_E_UNSUPPORTED,
-                         "heads of %" PRIu32 " elements; at most %u are supported", dim,
-                         HEAD_DIM_MAX);
-    }
-    KVC_TRY(check_multiple(h->dim_k, 4, KEY("attention.key_length"), err));
-    KVC_TRY(check_multiple(h->dim_v, 4, KEY("attention.value_length"), err));
-    h->scale = (float)(1.0 / sqrt((double)h->dim_k));
-    return KVC_OK;
-}
-
-/* Scaling by one factor for all pairs would change every rotation. Factors per pair come as a
- * tensor, rope_freqs.weight, and files that have it name no type or "llama3". */
-static int32_t check_rope_scaling(const loader *l) {
-    const kvc__gguf *g = &l->g;
-    static const char *const factor_keys[] = {KEY("rope.scaling.factor"), KEY("rope.scale_linear")};
-    kvc__str type;
-    char text[48];
-    KVC_TRY(kvc__gguf_str(g, KEY("rope.scaling.type"), "", &type, l->err));
-    kvc__str_text(type, text, sizeof text);
-    bool factors = kvc__gguf_tensor_find(g, "rope_freqs.weight") != NULL;
-    if (strcmp(text, "none") == 0 || (factors && strcmp(text, "llama3") == 0)) {
-        return KVC_OK;
-    }
-    if (type.n != 0) {
-        return kvc__fail(l->err, KVC_E_UNSUPPORTED,
-                         "RoPE scaling of type '%s' is not supported; use a model without it",
-                         text);
-    }
-    for (size_t i = 0; i < 2; i++) {
-        float factor;
-        KVC_TRY(kvc__gguf_f32(g, factor_keys[i], true, 0.0f, &factor, l->err));
-        if (factor != 0.0f && factor != 1.0f && !factors) {
-            return kvc__fail(l->err, KVC_E_UNSUPPORTED,
-                             "GGUF key '%s' is %g; linear RoPE scaling is not supported",
-                             factor_keys[i], (double)factor);
-        }
-    }
-    return KVC_OK;
-}
-
-static int32_t read_rope_and_norm(loader *l) {
-    const kvc__gguf *g = &l->g;
-    kvc__hparams *h = &l->model->hp;
-    KVC_TRY(kvc__gguf_u32(g, KEY("rope.dimension_count"), true, h->dim_k, 2, h->dim_k, &h->n_rot,
-                          l->err));
-    KVC_TRY(check_multiple(h->n_rot, 2, KEY("rope.dimension_count"), l->err));
-    KVC_TRY(kvc__gguf_f32(g, KEY("rope.freq_base"), true, 10000.0f, &h->rope_base, l->err));
-    KVC_TRY(kvc__gguf_f32(g, KEY("attention.layer_norm_rms_epsilon"), false, 0.0f, &h->norm_eps,
-                          l->err));
-    if (!(h->rope_base >= 1.0f) || !(h->norm_eps > 0.0f && h->norm_eps < 1.0f)) {
-        return kvc__fail(l->err, KVC_E_FORMAT,
-                         "RoPE base %g and norm epsilon %g; at least 1 and between 0 and 1 are "
-                         "expected",
-                         (double)h->rope_base, (double)h->norm_eps);
-    }
-    return check_rope_scaling(l);
 }
 
 /* ---------------------------------------------------------------- tensors */
@@ -314,6 +139,43 @@ static int32_t load_vector(loader *l, const char *name, uint32_t n, float **out)
     return KVC_OK;
 }
 
+/* A vector of a layer: its name in the file, its length, which architectures have it. */
+typedef struct vector {
+    const char *name;
+    uint32_t n, of; /* KVC__ARCH_… */
+    float **at;
+} vector;
+
+static void list_vectors(const kvc__hparams *h, kvc__layer *y, vector out[KVC__LAYER_VECTORS]) {
+    const uint32_t q = h->n_head * h->dim_k, k = h->n_head_kv * h->dim_k;
+    const vector all[KVC__LAYER_VECTORS] = {
+        {"attn_norm.weight", h->n_embd, KVC__ARCH_EVERY, &y->attn_norm},
+        {"ffn_norm.weight", h->n_embd, KVC__ARCH_EVERY, &y->ffn_norm},
+        {"attn_q.bias", q, KVC__ARCH_QKV_BIAS, &y->q_bias},
+        {"attn_k.bias", k, KVC__ARCH_QKV_BIAS, &y->k_bias},
+        {"attn_v.bias", h->n_head_kv * h->dim_v, KVC__ARCH_QKV_BIAS, &y->v_bias},
+        {"attn_q_norm.weight", h->dim_k, KVC__ARCH_QK_NORM, &y->q_norm},
+        {"attn_k_norm.weight", h->dim_k, KVC__ARCH_QK_NORM, &y->k_norm},
+        {"post_attention_norm.weight", h->n_embd, KVC__ARCH_POST_NORM, &y->attn_post},
+        {"post_ffw_norm.weight", h->n_embd, KVC__ARCH_POST_NORM, &y->ffn_post},
+    };
+    memcpy(out, all, sizeof all);
+}
+
+static int32_t bind_vectors(loader *l, uint32_t il) {
+    const uint32_t has = l->model->arch->vectors | KVC__ARCH_EVERY;
+    vector v[KVC__LAYER_VECTORS];
+    char name[64];
+    list_vectors(&l->model->hp, &l->model->layer[il], v);
+    for (uint32_t i = 0; i < KVC__LAYER_VECTORS; i++) {
+        if ((v[i].of & has) != 0) {
+            (void)snprintf(name, sizeof name, "blk.%" PRIu32 ".%s", il, v[i].name);
+            KVC_TRY(load_vector(l, name, v[i].n, v[i].at));
+        }
+    }
+    return KVC_OK;
+}
+
 static int32_t bind_layer(loader *l, uint32_t il) {
     const kvc__hparams *h = &l->model->hp;
     kvc__layer *y = &l->model->layer[il];
@@ -323,7 +185,7 @@ static int32_t bind_layer(loader *l, uint32_t il) {
         const char *name;
         uint32_t n_row, n_col;
         kvc__mat *mat;
-    } mats[LAYER_MATS] = {
+    } mats[KVC__LAYER_MATS] = {
         {"attn_q", q, h->n_embd, &y->q},
         {"attn_k", k, h->n_embd, &y->k},
         {"attn_v", v, h->n_embd, &y->v},
@@ -333,11 +195,10 @@ static int32_t bind_layer(loader *l, uint32_t il) {
         {"ffn_down", h->n_embd, h->n_ff, &y->down},
     };
     char name[48];
-    (void)snprintf(name, sizeof name, "blk.%" PRIu32 ".attn_norm.weight", il);
-    KVC_TRY(load_vector(l, name, h->n_embd, &y->attn_norm));
-    (void)snprintf(name, sizeof name, "blk.%" PRIu32 ".ffn_norm.weight", il);
-    KVC_TRY(load_vector(l, name, h->n_embd, &y->ffn_norm));
-    for (uint32_t i = 0; i < LAYER_MATS; i++) {
+    KVC_TRY(kvc__hparams_window(&l->g, l->model->arch, h, il, &y->window, l->err));
+    y->rope = y->window != 0 && l->model->rope[1].base != 0.0f;
+    KVC_TRY(bind_vectors(l, il));
+    for (uint32_t i = 0; i < KVC__LAYER_MATS; i++) {
         (void)snprintf(name, sizeof name, "blk.%" PRIu32 ".%s.weight", il, mats[i].name);
         KVC_TRY(bind_mat(l, name, mats[i].n_row, mats[i].n_col, mats[i].mat));
         l->layer_bytes[mats[i].mat->type % TYPE_END] += kvc__mat_bytes(mats[i].mat);
@@ -346,19 +207,29 @@ static int32_t bind_layer(loader *l, uint32_t il) {
     return KVC_OK;
 }
 
-/* Divisors of RoPE's angles, one a pair. They are constants of the method, so no parameters. */
-static int32_t load_rope_freq(loader *l) {
+/* How layers turn keys and queries; those with a window have a base of their own in some
+ * architectures, which is never scaled. */
+static int32_t read_rope(loader *l) {
     kvc_model *m = l->model;
-    uint32_t n = m->hp.n_rot / 2;
+    KVC_TRY(kvc__rope_read(&l->g, m->arch->name, m->hp.n_ctx_train, &m->rope[0], l->err));
+    m->rope[1] = (kvc__rope){.factor = 1.0f, .attn = 1.0f};
+    return kvc__hparams_local_base(&l->g, m->arch, &m->rope[1].base, l->err);
+}
+
+/* Divisors of RoPE's angles, one a pair. They are constants of the method, so no parameters. */
+static int32_t load_divisors(loader *l) {
+    kvc_model *m = l->model;
+    const uint32_t n = m->hp.n_rot / 2;
     if (!kvc__gguf_tensor_find(&l->g, "rope_freqs.weight")) {
         return KVC_OK;
     }
     const uint64_t read = m->read_bytes;
-    KVC_TRY(load_vector(l, "rope_freqs.weight", n, &m->rope_freq));
+    KVC_TRY(load_vector(l, "rope_freqs.weight", n, &m->rope[0].divisor));
     m->n_param -= n;
     m->read_bytes = read; /* angles are made once */
     for (uint32_t i = 0; i < n; i++) {
-        if (!(m->rope_freq[i] > 0.0f && m->rope_freq[i] <= FLT_MAX)) {
+        const float d = m->rope[0].divisor[i];
+        if (!(d > 0.0f && d <= FLT_MAX)) {
             return kvc__fail(l->err, KVC_E_FORMAT,
                              "tensor 'rope_freqs.weight': element %" PRIu32 " is not a positive "
                              "number",
@@ -376,7 +247,8 @@ static int32_t check_all_used(const loader *l) {
             return kvc__fail(l->err, KVC_E_UNSUPPORTED,
                              "tensor '%s' has no place in the supported form of architecture "
                              "'%s'; use a model without it",
-                             kvc__str_text(l->g.tensor[i].name, text, sizeof text), l->model->arch);
+                             kvc__str_text(l->g.tensor[i].name, text, sizeof text),
+                             l->model->arch->name);
         }
     }
     return KVC_OK;
@@ -385,16 +257,19 @@ static int32_t check_all_used(const loader *l) {
 static int32_t bind_tensors(loader *l) {
     kvc_model *m = l->model;
     const kvc__hparams *h = &m->hp;
-    l->cap_source = h->n_layer * LAYER_MATS + 2;
+    l->cap_source = h->n_layer * KVC__LAYER_MATS + 2;
     l->source = kvc__alloc_n(&m->mem, l->cap_source, sizeof *l->source);
     l->used = kvc__alloc(&m->mem, (size_t)l->g.n_tensor);
     m->layer = kvc__alloc_n(&m->mem, h->n_layer, sizeof *m->layer);
     if (!l->source || !l->used || !m->layer) {
         return no_memory(l->err, "the layers' tables", h->n_layer * sizeof *m->layer);
     }
+    bool local = false;
     for (uint32_t il = 0; il < h->n_layer; il++) {
         KVC_TRY(bind_layer(l, il));
+        local |= m->layer[il].rope != 0;
     }
+    m->rope[1].base = local ? m->rope[1].base : 0.0f; /* nobody's, so it needs no table */
     KVC_TRY(bind_mat(l, "token_embd.weight", h->n_vocab, h->n_embd, &m->embd));
     KVC_TRY(load_vector(l, "output_norm.weight", h->n_embd, &m->out_norm));
     m->tied = kvc__gguf_tensor_find(&l->g, "output.weight") == NULL;
@@ -403,7 +278,7 @@ static int32_t bind_tensors(loader *l) {
         m->read_bytes -= table - table / h->n_vocab;
         KVC_TRY(bind_mat(l, "output.weight", h->n_vocab, h->n_embd, &m->head));
     }
-    KVC_TRY(load_rope_freq(l));
+    KVC_TRY(load_divisors(l));
     return check_all_used(l);
 }
 
@@ -514,9 +389,9 @@ static int32_t load(loader *l, const uint8_t *bytes, size_t n, const struct kvc_
     KVC_TRY(kvc__gguf_open(&m->mem, bytes, n, &l->g, l->err));
     KVC_TRY(read_arch(l));
     KVC_TRY(kvc__vocab_create(&m->mem, &l->g, &m->vocab, l->err));
-    KVC_TRY(read_sizes(l));
-    KVC_TRY(read_heads(l));
-    KVC_TRY(read_rope_and_norm(l));
+    m->hp.n_vocab = kvc__vocab_size(m->vocab);
+    KVC_TRY(kvc__hparams_read(&l->g, m->arch, &m->hp, l->err));
+    KVC_TRY(read_rope(l));
     KVC_TRY(bind_tensors(l));
     m->kern = kvc__kern_get();
     m->n_batch = params->n_batch;
@@ -577,9 +452,12 @@ int32_t kvc__model_create(const uint8_t *bytes, size_t n, bool is_map,
     return KVC_OK;
 }
 
-static void free_layer(kvc__mem *mem, const kvc__layer *y, uint32_t n_embd) {
-    kvc__free(mem, y->attn_norm, n_embd * sizeof *y->attn_norm);
-    kvc__free(mem, y->ffn_norm, n_embd * sizeof *y->ffn_norm);
+static void free_layer(kvc__mem *mem, kvc__layer *y, const kvc__hparams *h) {
+    vector v[KVC__LAYER_VECTORS];
+    list_vectors(h, y, v);
+    for (uint32_t i = 0; i < KVC__LAYER_VECTORS; i++) {
+        kvc__free(mem, *v[i].at, v[i].n * sizeof **v[i].at);
+    }
 }
 
 void kvc__model_free(kvc_model *m) {
@@ -593,13 +471,13 @@ void kvc__model_free(kvc_model *m) {
     kvc__io_destroy(m->io);
     kvc__pool_destroy(m->pool);
     for (uint32_t il = 0; m->layer && il < h->n_layer; il++) {
-        free_layer(&m->mem, &m->layer[il], h->n_embd);
+        free_layer(&m->mem, &m->layer[il], h);
     }
     kvc__free(&m->mem, m->layer, h->n_layer * sizeof *m->layer);
     kvc__free(&m->mem, m->weight, m->weight_bytes);
     kvc__free(&m->mem, m->out_norm, h->n_embd * sizeof *m->out_norm);
-    kvc__free(&m->mem, m->rope_freq, h->n_rot / 2 * sizeof *m->rope_freq);
-    kvc__free(&m->mem, m->rope, (size_t)m->rope_n * h->n_rot * sizeof *m->rope);
+    kvc__rope_free(&m->rope[0], &m->mem, h->n_rot);
+    kvc__rope_free(&m->rope[1], &m->mem, h->n_rot);
     kvc__vocab_destroy(m->vocab);
     model_free_handle(m);
 }
@@ -607,32 +485,9 @@ void kvc__model_free(kvc_model *m) {
 /* ---------------------------------------------------------------- positions and holds */
 
 int32_t kvc__model_rope(kvc_model *m, uint32_t n, kvc__err *err) {
-    uint32_t half = m->hp.n_rot / 2;
-    double freq[HEAD_DIM_MAX / 2];
-    size_t row = 2 * (size_t)half * sizeof *m->rope, bytes = 0;
-    if (n <= m->rope_n) {
-        return KVC_OK;
-    }
-    float *grown = kvc__mul_size(n, row, &bytes)
-                       ? kvc__realloc(&m->mem, m->rope, m->rope_n * row, bytes, 64)
-                       : NULL;
-    if (!grown) {
-        return no_memory(err, "RoPE's table; choose a smaller n_ctx", bytes);
-    }
-    for (uint32_t i = 0; i < half; i++) {
-        freq[i] = pow((double)m->hp.rope_base, -(double)i / (double)half);
-        freq[i] /= m->rope_freq ? (double)m->rope_freq[i] : 1.0;
-    }
-    for (uint32_t pos = m->rope_n; pos < n; pos++) {
-        float *cs = grown + 2 * (size_t)half * pos;
-        for (uint32_t i = 0; i < half; i++) {
-            cs[i] = (float)cos(pos * freq[i]);
-            cs[half + i] = (float)sin(pos * freq[i]);
-        }
-    }
-    m->rope = grown;
-    m->rope_n = n;
-    return KVC_OK;
+    KVC_TRY(kvc__rope_grow(&m->rope[0], &m->mem, m->hp.n_rot, n, err));
+    return m->rope[1].base != 0.0f ? kvc__rope_grow(&m->rope[1], &m->mem, m->hp.n_rot, n, err)
+                                   : KVC_OK;
 }
 
 void kvc__model_hold(kvc_model *m) {

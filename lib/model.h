@@ -5,34 +5,38 @@
 #ifndef KVC_MODEL_H
 #define KVC_MODEL_H
 
+#include "arch.h"
 #include "err.h"
 #include "gguf.h"
+#include "hparams.h"
 #include "io.h"
 #include "kern.h"
 #include "mat.h"
 #include "mem.h"
 #include "params.h"
 #include "pool.h"
+#include "rope.h"
 #include "vocab.h"
 
 #include <pthread.h>
 #include <stdint.h>
 
-/** Hyperparameters of the architecture `llama`. */
-typedef struct kvc__hparams {
-    uint32_t n_layer, n_embd, n_ff, n_vocab, n_ctx_train;
-    uint32_t n_head, n_head_kv; /* the same in every layer */
-    uint32_t dim_k, dim_v;      /* elements of a key and of a value */
-    uint32_t n_rot;             /* leading elements of a key that RoPE turns; even */
-    float rope_base;
-    float norm_eps;
-    float scale; /* on q·k: 1 / sqrt(dim_k) */
-} kvc__hparams;
+/** Most vectors of a layer. */
+#define KVC__LAYER_VECTORS 9u
 
-/** One layer's weights. */
+/** One layer's weights. Vectors that the architecture lacks are NULL. */
 typedef struct kvc__layer {
+    uint32_t window;  /* tokens that a query sees, itself included; 0: all before it */
+    uint32_t rope;    /* which of the model's */
     float *attn_norm; /* [n_embd] */
     float *ffn_norm;  /* [n_embd] */
+    float *q_bias;    /* [n_head × dim_k] */
+    float *k_bias;    /* [n_head_kv × dim_k] */
+    float *v_bias;    /* [n_head_kv × dim_v] */
+    float *q_norm;    /* [dim_k] */
+    float *k_norm;    /* [dim_k] */
+    float *attn_post; /* [n_embd] norm of what attention adds */
+    float *ffn_post;  /* [n_embd] norm of what the feed-forward part adds */
     kvc__mat q;       /* [n_head × dim_k, n_embd] */
     kvc__mat k;       /* [n_head_kv × dim_k, n_embd] */
     kvc__mat v;       /* [n_head_kv × dim_v, n_embd] */
@@ -45,6 +49,7 @@ typedef struct kvc__layer {
 /** The public handle. */
 struct kvc_model {
     kvc__mem mem; /* counts all of it */
+    const kvc__arch *arch;
     kvc__hparams hp;
     kvc__mat embd;   /* [n_vocab, n_embd] */
     kvc__mat head;   /* [n_vocab, n_embd]; shares embd's data when tied */
@@ -52,18 +57,16 @@ struct kvc_model {
     uint8_t *weight; /* [weight_bytes] the data of all matrices */
     size_t weight_bytes;
     float *out_norm;   /* [n_embd] */
-    float *rope_freq;  /* [n_rot / 2] divisors (rope_freqs.weight), or NULL */
     kvc__layer *layer; /* [n_layer] */
     kvc__vocab *vocab;
     kvc__pool *pool;
     kvc__io *io; /* made with the first session that has a tier */
     const kvc__kern *kern;
-    uint32_t n_batch; /* most tokens computed together */
-    float *rope; /* [rope_n][n_rot]: cos then sin, n_rot / 2 each; grown when a session opens */
-    uint32_t rope_n;
+    uint32_t n_batch;  /* most tokens computed together */
+    kvc__rope rope[2]; /* of most layers, and of those with a window; tables grow with sessions */
     uint64_t n_param, file_bytes;
     uint64_t read_bytes, n_mac; /* of one decoded token, as in kvc_model_info */
-    char arch[32], name[128], weights[16], fingerprint[33];
+    char name[128], weights[16], fingerprint[33];
     struct kvc__work *work; /* scratch of batches (forward.h), made with the first session */
     void (*work_free)(kvc_model *model); /* frees it */
     pthread_mutex_t lock; /* one computing call at a time; also guards rope and n_ref */
@@ -79,8 +82,8 @@ int32_t kvc__model_create(const uint8_t *bytes, size_t n, bool is_map,
                           const struct kvc_params *params, kvc_model **out, kvc__err *err);
 /** Frees it. */
 void kvc__model_free(kvc_model *model);
-/** Makes sure that rope covers positions [0, n). Called with the lock held. cos and sin are taken
- * in double: angle = pos × base^(-2i / n_rot) / rope_freq[i]. KVC_E_NOMEM. */
+/** Makes sure that the tables of rope cover positions [0, n). Called with the lock held.
+ * KVC_E_NOMEM. */
 int32_t kvc__model_rope(kvc_model *model, uint32_t n, kvc__err *err);
 /** Takes a hold; drops one and frees the model with the last. */
 void kvc__model_hold(kvc_model *model);

@@ -22,7 +22,9 @@ static void shape_init(const kvc_session *s, kvc_layer_shape *layer, kvc_shape *
                                      .n_head_kv = hp->n_head_kv,
                                      .dim_k = hp->dim_k,
                                      .dim_v = hp->dim_v,
-                                     .scale = hp->scale};
+                                     .window = s->model->layer[i].window,
+                                     .scale = hp->scale,
+                                     .soft_cap = hp->soft_cap};
     }
     *out = (kvc_shape){.struct_size = sizeof *out,
                        .n_layer = hp->n_layer,

@@ -143,6 +143,11 @@ int32_t kvc__stack_truncate(kvc__stack *s, int32_t pos, kvc__err *err);
  * that it can return there. */
 bool kvc__stack_returns(kvc__stack *s, int32_t pos);
 
+/** Whether queries of that layer may not see all that is before them: a stage answers so, or the
+ * model has a window there. */
+static inline bool kvc__stack_hides(const kvc__stack *s, uint32_t layer) {
+    return s->visible != NULL || s->shape[layer].window != 0;
+}
 /** The ranges of positions that the query at pos of that layer sees, the layer's own window and the
  * query's own position included: at most KVC_MAX_RANGES + 1 of them, ascending, disjoint,
  * non-empty. KVC_E_POLICY when a stage's answer is none of that. */

@@ -238,7 +238,8 @@ static int32_t merge_layer(kvc__stack *s, const kvc_shape *shape, uint32_t i, kv
                            .dim_v = l->dim_v,
                            .group = l->n_head / l->n_head_kv,
                            .window = l->window,
-                           .scale = l->scale};
+                           .scale = l->scale,
+                           .soft_cap = l->soft_cap};
     o->type_k = f.type_k != KVC_TYPE_NONE ? f.type_k : KVC_TYPE_F16;
     o->type_v = f.type_v != KVC_TYPE_NONE ? f.type_v : KVC_TYPE_F16;
     o->open_type = f.open_type != KVC_TYPE_NONE ? f.open_type : KVC_TYPE_F16;

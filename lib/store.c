@@ -557,9 +557,12 @@ int32_t kvc__store_rewind(const kvc__store *s, int32_t pos) {
     if (pos % (int32_t)KVC_PAGE != 0 && !returns(s, pos)) {
         pos -= pos % (int32_t)KVC_PAGE;
     }
-    for (uint32_t i = 0; i < s->n_layer && s->stack->visible != NULL && pos > 0; i++) {
+    for (uint32_t i = 0; i < s->n_layer && pos > 0; i++) {
         kvc_range r[KVC_MAX_RANGES + 1];
         uint32_t n = 0;
+        if (!kvc__stack_hides(s->stack, i)) {
+            continue;
+        }
         if (kvc__stack_visible(s->stack, i, pos, r, &n) < 0) {
             return 0;
         }

@@ -145,6 +145,7 @@ static int32_t take_scores(struct mass *m, uint32_t i) {
         return KVC_OK;
     }
     KVC_TRY(score_page(m, i));
+    kvc__cap_scores(m->s->stack->kern, m->sh, m->tmp, m->rows);
     for (uint32_t r = 0; r < m->rows; r++) {
         float *e = m->e + r * wide + (size_t)i * KVC_PAGE;
         for (uint64_t left = seen[r / m->sh->group]; left != 0; left &= left - 1) {

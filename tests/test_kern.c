@@ -206,12 +206,12 @@ END_TEST
 START_TEST(row_kernels_are_right) {
     uint64_t seed = 3;
     const uint32_t n = (uint32_t)_i;
-    float x[80], y[80], w[80], r[N_LEVEL][5][80];
+    float x[80], y[80], w[80], r[N_LEVEL][7][80];
     util_fill(&seed, x, 80, 4.0f);
     util_fill(&seed, y, 80, 1.0f);
     util_fill(&seed, w, 80, 1.0f);
     EACH_LEVEL(l, k) {
-        for (uint32_t j = 0; j < 5; j++) {
+        for (uint32_t j = 0; j < 7; j++) {
             memcpy(r[l][j], x, sizeof x);
         }
         k->rms_norm(x, w, n, 1e-5f, r[l][0]);
@@ -219,7 +219,9 @@ START_TEST(row_kernels_are_right) {
         k->scale(r[l][2], 0.3f, n);
         k->silu_mul(r[l][3], y, n);
         k->axpy(0.7f, y, r[l][4], n);
-        util_same(&r[l][0][0], &r[0][0][0], (size_t)5 * 80);
+        k->gelu_mul(r[l][5], y, n);
+        k->soft_cap(r[l][6], 2.5f, n);
+        util_same(&r[l][0][0], &r[0][0][0], (size_t)7 * 80);
     }
     double squares = 0;
     for (uint32_t i = 0; i < n; i++) {
@@ -227,7 +229,7 @@ START_TEST(row_kernels_are_right) {
     }
     for (uint32_t i = 0; i < 80; i++) {
         if (i >= n) {
-            for (uint32_t j = 0; j < 5; j++) {
+            for (uint32_t j = 0; j < 7; j++) {
                 util_check(r[0][j][i] == x[i]);
             }
             continue;
@@ -239,6 +241,10 @@ START_TEST(row_kernels_are_right) {
         util_check(r[0][2][i] == x[i] * 0.3f);
         util_near(r[0][3][i], silu, fabs(silu), 1e-6);
         util_check(r[0][4][i] == fmaf(0.7f, y[i], x[i]));
+        const double arg = sqrt(2 / acos(-1)) * (v + 0.044715 * v * v * v);
+        const double gelu = 0.5 * v * (1 + tanh(arg)) * (double)y[i];
+        util_near(r[0][5][i], gelu, fabs(gelu) + 1e-9, 1e-5);
+        util_near(r[0][6][i], 2.5 * tanh(v / 2.5), 2.5, 1e-6);
     }
 }
 END_TEST
@@ -246,16 +252,23 @@ END_TEST
 START_TEST(row_kernels_bear_extremes) {
     uint64_t seed = 4;
     for (uint32_t round = 0; round < 100; round++) {
-        float x[48], y[48], r[N_LEVEL][3][48];
+        float x[48], y[48], r[N_LEVEL][5][48];
         fill_kind(&seed, x, 48, round);
         fill_kind(&seed, y, 48, round / 6);
         EACH_LEVEL(l, k) {
             memcpy(r[l][1], x, sizeof x);
             memcpy(r[l][2], x, sizeof x);
+            memcpy(r[l][3], x, sizeof x);
+            memcpy(r[l][4], x, sizeof x);
             k->rms_norm(x, y, 48, 1e-5f, r[l][0]);
             k->silu_mul(r[l][1], y, 48);
             k->hadamard(r[l][2], 16, 48);
-            util_same(&r[l][0][0], &r[0][0][0], (size_t)3 * 48);
+            k->gelu_mul(r[l][3], y, 48);
+            k->soft_cap(r[l][4], 30.0f, 48);
+            util_same(&r[l][0][0], &r[0][0][0], (size_t)5 * 48);
+        }
+        for (uint32_t i = 0; i < 48; i++) {
+            util_check(isnan(x[i]) ? isnan(r[0][4][i]) : fabsf(r[0][4][i]) <= 30.0f);
         }
     }
 }
@@ -284,6 +297,35 @@ START_TEST(rope_turns_pairs) {
                 const float turned = e % 2 == 0 ? fmaf(x0, c, -(x1 * s)) : fmaf(x0, s, x1 * c);
                 util_check(out[0][e] == (e < n_rot ? turned : x[e]));
             }
+        }
+    }
+}
+END_TEST
+
+START_TEST(rope_turns_halves) {
+    uint64_t seed = 5;
+    for (int i = 0; i < N_DIM; i++) {
+        for (uint32_t n_rot = 2; n_rot <= dims[i]; n_rot += 6) {
+            float x[MAX_DIM], cs[MAX_DIM];
+            const uint32_t half = n_rot / 2;
+            util_fill(&seed, x, dims[i], 1.0f);
+            for (uint32_t p = 0; p < half; p++) {
+                cs[p] = cosf((float)p);
+                cs[half + p] = sinf((float)p);
+            }
+            EACH_LEVEL(l, k) {
+                k->rope_neox(x, cs, n_rot, dims[i], out[l]);
+                memcpy(plain, x, dims[i] * sizeof *x);
+                k->rope_neox(plain, cs, n_rot, dims[i], plain);
+                util_same(plain, out[l], dims[i]);
+            }
+            check_levels(dims[i]);
+            for (uint32_t e = 0; e < half; e++) {
+                const float c = cs[e], s = cs[half + e], x0 = x[e], x1 = x[half + e];
+                util_check(out[0][e] == fmaf(x0, c, -(x1 * s)));
+                util_check(out[0][half + e] == fmaf(x0, s, x1 * c));
+            }
+            util_check(memcmp(out[0] + n_rot, x + n_rot, (dims[i] - n_rot) * sizeof *x) == 0);
         }
     }
 }
@@ -714,6 +756,9 @@ static void rows_within(const kvc__kern *k, uint32_t n) {
     k->scale(x, 0.5f, n);
     k->axpy(0.5f, y, x, n);
     k->silu_mul(x, y, n);
+    k->gelu_mul(x, y, n);
+    k->soft_cap(x, 30.0f, n);
+    k->rope_neox(x, y, n & ~1u, n, x);
     k->hadamard(x, n % 4 == 0 ? 4 : 1, n);
     map_drop(x, n * sizeof *x);
     map_drop(y, n * sizeof *y);
@@ -835,6 +880,7 @@ static void add_rows(Suite *s) {
     tcase_add_loop_test(c, row_kernels_are_right, 0, 71);
     tcase_add_test(c, row_kernels_bear_extremes);
     tcase_add_test(c, rope_turns_pairs);
+    tcase_add_test(c, rope_turns_halves);
     tcase_add_test(c, hadamard_is_its_own_inverse);
     tcase_add_test(c, softened_scores_sum_to_their_sum);
     tcase_add_test(c, softened_scores_of_nothing_and_of_nan);

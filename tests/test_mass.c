@@ -21,8 +21,9 @@ static struct {
     ask_fn ask;
     bool evicts, last; /* drops entries at ticks; has the column of the last query */
     uint32_t n_layer, n_head_kv, group, dim_k, dim_v, n_asked;
-    float scale;
-    float *q; /* [n_layer][n_head_kv][N_CTX][group × dim_k] every query so far */
+    float scale, soft_cap;
+    int32_t window[16]; /* of the model's own, in each layer; 0: none */
+    float *q;           /* [n_layer][n_head_kv][N_CTX][group × dim_k] every query so far */
     int32_t pos[N_CTX];
     double far; /* the largest difference that is let pass */
 } look;
@@ -48,6 +49,10 @@ static int32_t look_create(const kvc_host *host, const kvc_shape *shape, const k
     look.dim_k = l->dim_k;
     look.dim_v = l->dim_v;
     look.scale = l->scale;
+    look.soft_cap = l->soft_cap;
+    for (uint32_t i = 0; i < shape->n_layer; i++) {
+        look.window[i] = (int32_t)kvc_shape_layer(shape, i)->window;
+    }
     free(look.q);
     look.q = calloc((size_t)look.n_layer * look.n_head_kv * N_CTX * wide(), sizeof *look.q);
     for (int32_t i = 0; i < N_CTX; i++) {
@@ -149,17 +154,20 @@ static struct {
     int32_t sinks;
 } window;
 
-static bool sees(int32_t query, int32_t pos) {
-    return pos <= query && (window.size == 0 || pos < window.sinks || pos > query - window.size);
+static bool sees(uint32_t layer, int32_t query, int32_t pos) {
+    const int32_t own = look.window[layer];
+    return pos <= query && (own == 0 || pos > query - own) &&
+           (window.size == 0 || pos < window.sinks || pos > query - window.size);
 }
 
 /* Adds the probabilities of one query head over the rows k[n, dim_k]. */
-static void plain_softmax(const float *q, const float *k, const int32_t *pos, uint32_t n,
-                          int32_t query, double *out) {
+static void plain_softmax(uint32_t layer, const float *q, const float *k, const int32_t *pos,
+                          uint32_t n, int32_t query, double *out) {
+    const double cap = (double)look.soft_cap;
     double s[N_CTX], max = -INFINITY, sum = 0;
     for (uint32_t e = 0; e < n; e++) {
         s[e] = -INFINITY;
-        if (!sees(query, pos[e])) {
+        if (!sees(layer, query, pos[e])) {
             continue;
         }
         s[e] = 0;
@@ -167,6 +175,7 @@ static void plain_softmax(const float *q, const float *k, const int32_t *pos, ui
             s[e] += (double)q[d] * (double)k[(size_t)e * look.dim_k + d];
         }
         s[e] *= (double)look.scale;
+        s[e] = cap > 0 ? cap * tanh(s[e] / cap) : s[e];
         max = s[e] > max ? s[e] : max;
     }
     for (uint32_t e = 0; e < n; e++) {
@@ -194,8 +203,8 @@ static void against_softmax(uint32_t layer, uint32_t head, int32_t end) {
     ck_assert_int_eq(ask_mass(layer, head, first, n_query, got), KVC_OK);
     for (uint32_t t = 0; t < n_query; t++) {
         for (uint32_t g = 0; g < look.group; g++) {
-            plain_softmax(query_at(layer, head, first + (int32_t)t) + g * look.dim_k, k, pos, n,
-                          first + (int32_t)t, want);
+            plain_softmax(layer, query_at(layer, head, first + (int32_t)t) + g * look.dim_k, k, pos,
+                          n, first + (int32_t)t, want);
         }
     }
     for (uint32_t e = 0; e < n; e++) {
@@ -206,11 +215,11 @@ static void against_softmax(uint32_t layer, uint32_t head, int32_t end) {
 }
 
 static const char *const models[] = {"tiny-f16.gguf", "tiny-mqa80.gguf", "tiny-kv.gguf",
-                                     "tiny-q8_0.gguf"};
+                                     "tiny-q8_0.gguf", "arch-gemma3-caps.gguf"};
 static const char *const formats[] = {
     "look",         "look+full:type=f32", "look+full:type=bf16",      "look+quant8",
     "look+t_codec", "look+t_tier",        "look+quant8:hadamard=off", "look+quant8+t_tier"};
-enum { N_MODEL = 4, N_FORMAT = 8 };
+enum { N_MODEL = 5, N_FORMAT = 8 };
 
 /* Under int8 queries are rounded in front of stored integers, which costs up to some percent. */
 START_TEST(probabilities_are_those_of_a_plain_softmax) {
@@ -219,6 +228,20 @@ START_TEST(probabilities_are_those_of_a_plain_softmax) {
     look.evicts = _i / 2 % 2 != 0;
     look.far = _i % 2 != 0 && strstr(spec, "quant8") != NULL ? 0.1 : 2e-4;
     run_look(m, spec, compute, against_softmax);
+    kvc_model_close(m);
+}
+END_TEST
+
+/* Three layers in four have a window there, and scores are bent. */
+START_TEST(a_policy_is_told_the_layers_shapes) {
+    kvc_model *m = util_model("arch-gemma3-caps.gguf", 1, 0);
+    look.far = 2e-4;
+    run_look(m, "look", "f32", against_softmax);
+    ck_assert_uint_eq(look.n_layer, 4);
+    ck_assert(look.window[0] == 70 && look.window[1] == 70 && look.window[2] == 0);
+    ck_assert_int_eq(look.window[3], 70);
+    ck_assert(look.soft_cap == 4.0f && look.scale == (float)(1 / sqrt(48.0)));
+    ck_assert_uint_eq(look.dim_k, 48);
     kvc_model_close(m);
 }
 END_TEST
@@ -386,6 +409,7 @@ int main(void) {
     TCase *tc = tcase_create("mass");
     tcase_add_checked_fixture(tc, setup_look, teardown);
     every_add(tc, probabilities_are_those_of_a_plain_softmax, N_MODEL * N_FORMAT * 4, 2);
+    tcase_add_test(tc, a_policy_is_told_the_layers_shapes);
     tcase_add_loop_test(tc, what_visible_hides_counts_for_nothing, 0, 3);
     every_add(tc, the_last_query_is_that_of_the_column, N_MODEL * N_FORMAT * 4, 2);
     tcase_add_loop_test(tc, queries_add_up, 0, 4);

@@ -236,12 +236,12 @@ START_TEST(reads_every_tiny_model) {
     ck_assert_uint_eq(h->dim_k, suite_files[_i].dim_k);
     ck_assert_uint_eq(h->dim_v, suite_files[_i].dim_v);
     ck_assert_uint_eq(h->n_rot, suite_files[_i].n_rot);
-    ck_assert(h->rope_base == 10000.0f && h->norm_eps == 1e-5f);
+    ck_assert(m->rope[0].base == 10000.0f && h->norm_eps == 1e-5f);
     ck_assert(h->scale == (float)(1.0 / sqrt(h->dim_k)));
     ck_assert_uint_eq(m->tied, suite_files[_i].tied);
     ck_assert_int_eq(m->head.data == m->embd.data, suite_files[_i].tied);
     ck_assert_str_eq(m->weights, suite_files[_i].weights);
-    ck_assert_str_eq(m->arch, "llama");
+    ck_assert_str_eq(m->arch->name, "llama");
     ck_assert_str_eq(m->name, "random llama 2x64 seed 1");
     ck_assert_uint_eq(strlen(m->fingerprint), 32);
     ck_assert_uint_eq(m->file_bytes, map.size);
@@ -388,8 +388,8 @@ END_TEST
 
 static void check_rope(const kvc_model *m, double divisor) {
     uint32_t half = m->hp.n_rot / 2;
-    for (uint32_t pos = 0; pos < m->rope_n; pos++) {
-        const float *cs = m->rope + (size_t)pos * m->hp.n_rot;
+    for (uint32_t pos = 0; pos < m->rope[0].n; pos++) {
+        const float *cs = m->rope[0].cs + (size_t)pos * m->hp.n_rot;
         for (uint32_t i = 0; i < half; i++) {
             double angle = pos * pow(10000.0, -2.0 * i / m->hp.n_rot) / divisor;
             ck_assert_double_eq_tol((double)cs[i], cos(angle), 1e-6);
@@ -403,17 +403,17 @@ START_TEST(rope_grows_and_keeps_what_it_has) {
     kvc_model *m = open_model(map.data, map.size);
     float first[3 * 16];
     ck_assert_int_eq(kvc__model_rope(m, 3, &err), KVC_OK);
-    ck_assert_uint_eq(m->rope_n, 3);
-    memcpy(first, m->rope, sizeof first);
+    ck_assert_uint_eq(m->rope[0].n, 3);
+    memcpy(first, m->rope[0].cs, sizeof first);
     ck_assert_int_eq(kvc__model_rope(m, 700, &err), KVC_OK);
-    ck_assert_uint_eq(m->rope_n, 700);
-    ck_assert_mem_eq(first, m->rope, sizeof first);
+    ck_assert_uint_eq(m->rope[0].n, 700);
+    ck_assert_mem_eq(first, m->rope[0].cs, sizeof first);
     ck_assert_int_eq(kvc__model_rope(m, 5, &err), KVC_OK);
-    ck_assert_uint_eq(m->rope_n, 700);
+    ck_assert_uint_eq(m->rope[0].n, 700);
     check_rope(m, 1.0);
     atomic_store(&allowed, 0);
     ck_assert_int_eq(kvc__model_rope(m, 701, &err), KVC_E_NOMEM);
-    ck_assert_uint_eq(m->rope_n, 700);
+    ck_assert_uint_eq(m->rope[0].n, 700);
     check_rope(m, 1.0);
     kvc__model_free(m);
 }
@@ -423,7 +423,7 @@ START_TEST(rope_factors_divide_the_angle) {
     map_model("tiny-f32.gguf");
     write_edited(&(edit){ADD_TENSOR, "rope_freqs.weight", .number = 4.0, .dim = {16, 1}});
     kvc_model *m = open_model(file.p, file.n);
-    ck_assert_ptr_nonnull(m->rope_freq);
+    ck_assert_ptr_nonnull(m->rope[0].divisor);
     kvc_model *without = open_model(map.data, map.size);
     ck_assert_uint_eq(m->n_param, without->n_param);
     ck_assert_uint_eq(m->read_bytes, without->read_bytes);
@@ -465,8 +465,10 @@ static const struct {
     const char *says;
 } changes[] = {
     {{.what = KEEP}, KVC_OK, ""},
-    {STRING("general.architecture", "qwen2"), KVC_E_UNSUPPORTED, "'qwen2'"},
-    {STRING("general.architecture", "llam"), KVC_E_UNSUPPORTED, "supported: llama"},
+    {STRING("general.architecture", "qwen2"), KVC_E_FORMAT, "'qwen2.block_count'"},
+    {STRING("general.architecture", "qwen5"), KVC_E_UNSUPPORTED, "'qwen5'"},
+    {STRING("general.architecture", "llam"), KVC_E_UNSUPPORTED,
+     "supported: llama, qwen2, qwen3, gemma3"},
     {DROP("general.architecture"), KVC_E_FORMAT, "general.architecture"},
     {NUMBER("general.name", U32, 1), KVC_E_FORMAT, "general.name"},
     {DROP("general.name"), KVC_OK, ""},
@@ -516,18 +518,34 @@ static const struct {
     {DROP("llama.attention.layer_norm_rms_epsilon"), KVC_E_FORMAT, "epsilon"},
     {NUMBER("llama.attention.layer_norm_rms_epsilon", F32, -1), KVC_E_FORMAT, "epsilon"},
     {STRING("llama.rope.scaling.type", "none"), KVC_OK, ""},
-    {STRING("llama.rope.scaling.type", "linear"), KVC_E_UNSUPPORTED, "'linear'"},
-    {STRING("llama.rope.scaling.type", "yarn"), KVC_E_UNSUPPORTED, "'yarn'"},
-    {STRING("llama.rope.scaling.type", "llama3"), KVC_E_UNSUPPORTED, "'llama3'"},
-    {NUMBER("llama.rope.scaling.factor", F32, 2), KVC_E_UNSUPPORTED, "factor"},
-    {NUMBER("llama.rope.scaling.factor", F32, 1), KVC_OK, ""},
-    {NUMBER("llama.rope.scale_linear", F32, 4), KVC_E_UNSUPPORTED, "scale_linear"},
+    {STRING("llama.rope.scaling.type", "linear"), KVC_OK, ""},
+    {STRING("llama.rope.scaling.type", "yarn"), KVC_OK, ""},
+    {STRING("llama.rope.scaling.type", "longrope"), KVC_E_UNSUPPORTED, "'longrope'"},
+    {STRING("llama.rope.scaling.type", "llama3"), KVC_E_UNSUPPORTED,
+     "'llama3' is not supported without rope_freqs.weight"},
+    {NUMBER("llama.rope.scaling.type", U32, 1), KVC_E_FORMAT, "scaling.type"},
+    {NUMBER("llama.rope.scaling.factor", F32, 2), KVC_OK, ""},
+    {NUMBER("llama.rope.scaling.factor", F32, 0), KVC_OK, ""},
+    {NUMBER("llama.rope.scaling.factor", F32, -2), KVC_E_FORMAT, "factor' is -2"},
+    {NUMBER("llama.rope.scaling.factor", F32, 1e7), KVC_E_FORMAT, "1e+06"},
+    {NUMBER("llama.rope.scaling.attn_factor", F32, 0), KVC_E_FORMAT, "attn_factor' is 0"},
+    {NUMBER("llama.rope.scaling.yarn_log_multiplier", F32, 0.1), KVC_E_UNSUPPORTED,
+     "yarn_log_multiplier"},
+    {NUMBER("llama.rope.freq_base_swa", F32, 10000), KVC_E_UNSUPPORTED, "freq_base_swa"},
+    {NUMBER("llama.rope.scale_linear", F32, 4), KVC_OK, ""},
+    {NUMBER("llama.rope.scale_linear", F32, -4), KVC_E_FORMAT, "scale_linear' is -4"},
     {NUMBER("llama.attention.sliding_window", U32, 0), KVC_OK, ""},
-    {NUMBER("llama.attention.sliding_window", U32, 4096), KVC_E_UNSUPPORTED, "sliding_window"},
-    {PAIR("llama.attention.sliding_window", U32, 0, 8), KVC_E_UNSUPPORTED, "sliding_window"},
-    {NUMBER("llama.attn_logit_softcapping", F32, 50), KVC_E_UNSUPPORTED, "attn_logit_softcapping"},
-    {NUMBER("llama.final_logit_softcapping", F32, 30), KVC_E_UNSUPPORTED,
-     "final_logit_softcapping"},
+    {NUMBER("llama.attention.sliding_window", U32, 4096), KVC_OK, ""},
+    {NUMBER("llama.attention.sliding_window", I32, -1), KVC_E_FORMAT, "sliding_window"},
+    {PAIR("llama.attention.sliding_window", U32, 0, 8), KVC_OK, ""},
+    {PAIR("llama.attention.sliding_window", I32, -1, 8), KVC_E_FORMAT, "2 numbers"},
+    {NUMBER("llama.attn_logit_softcapping", F32, 50), KVC_OK, ""},
+    {NUMBER("llama.attn_logit_softcapping", F32, -1), KVC_E_FORMAT, "attn_logit_softcapping' is"},
+    {NUMBER("llama.final_logit_softcapping", F32, 30), KVC_OK, ""},
+    {NUMBER("llama.final_logit_softcapping", F32, 1e9), KVC_E_FORMAT, "final_logit_softcapping'"},
+    {NUMBER("llama.attention.scale", F32, 0.5), KVC_OK, ""},
+    {NUMBER("llama.attention.scale", F32, -0.5), KVC_E_FORMAT, "attention.scale"},
+    {NUMBER("llama.attention.clamp_kqv", F32, 8), KVC_E_UNSUPPORTED, "clamp_kqv"},
     {NUMBER("llama.expert_count", U32, 8), KVC_E_UNSUPPORTED, "expert_count"},
     {STRING("llama.logit_scale", "x"), KVC_E_UNSUPPORTED, "logit_scale"},
     {STRING("tokenizer.ggml.model", "bert"), KVC_E_UNSUPPORTED, "bert"},
@@ -552,6 +570,173 @@ static const struct {
     {RESHAPE("blk.0.attn_q.weight", 128, 64), KVC_E_FORMAT, "'blk.0.attn_q.weight'"},
     {RESHAPE("blk.0.ffn_norm.weight", 64, 2), KVC_E_FORMAT, "'blk.0.ffn_norm.weight'"},
 };
+
+/* The same for other architectures. */
+static const struct {
+    const char *file;
+    edit e;
+    int32_t status;
+    const char *says;
+} arch_changes[] = {
+    {"arch-qwen2.gguf", {.what = KEEP}, KVC_OK, ""},
+    {"arch-qwen2.gguf", NO_TENSOR("blk.2.attn_k.bias"), KVC_E_FORMAT,
+     "'blk.2.attn_k.bias' is missing"},
+    {"arch-qwen2.gguf", RESHAPE("blk.0.attn_v.bias", 47, 1), KVC_E_FORMAT, "[48, 1]"},
+    {"arch-qwen2.gguf", RETYPE("blk.0.attn_q.bias", KVC__T_F16), KVC_OK, ""},
+    {"arch-qwen2.gguf", RETYPE("blk.0.attn_q.bias", 99), KVC_E_UNSUPPORTED, "for vectors"},
+    {"arch-qwen2.gguf", ADD("blk.0.attn_output.bias", 0, 96, 1), KVC_E_UNSUPPORTED,
+     "'blk.0.attn_output.bias' has no place in the supported form of architecture 'qwen2'"},
+    {"arch-qwen2.gguf", ADD("blk.0.attn_q_norm.weight", 1, 24, 1), KVC_E_UNSUPPORTED, "'qwen2'"},
+    {"arch-qwen2.gguf", DROP("qwen2.attention.key_length"), KVC_E_FORMAT, "attn_q"},
+    {"arch-qwen2-yarn.gguf", NUMBER("qwen2.rope.scaling.factor", F32, 0.5), KVC_E_FORMAT,
+     "'yarn' by 0.5"},
+    {"arch-qwen2-yarn.gguf", NUMBER("qwen2.rope.freq_base", F32, 1), KVC_E_FORMAT, "base 1"},
+    {"arch-qwen2-yarn.gguf", NUMBER("qwen2.rope.scaling.original_context_length", U32, 0),
+     KVC_E_FORMAT, "original_context_length"},
+    {"arch-qwen2-yarn.gguf", DROP("qwen2.rope.scaling.original_context_length"), KVC_OK, ""},
+    {"arch-qwen2-yarn.gguf", NUMBER("qwen2.rope.scaling.yarn_ext_factor", F32, 2), KVC_E_FORMAT,
+     "yarn_ext_factor' is 2"},
+    {"arch-qwen2-yarn.gguf", NUMBER("qwen2.rope.scaling.yarn_ext_factor", F32, 0), KVC_OK, ""},
+    {"arch-qwen2-yarn.gguf", NUMBER("qwen2.rope.scaling.yarn_attn_factor", F32, -1), KVC_E_FORMAT,
+     "yarn_attn_factor' is -1"},
+    {"arch-qwen2-yarn.gguf", NUMBER("qwen2.rope.scaling.yarn_beta_fast", F32, 0), KVC_E_FORMAT,
+     "yarn_beta_fast' is 0"},
+    {"arch-qwen2-yarn.gguf", NUMBER("qwen2.rope.scaling.yarn_beta_slow", U32, 1), KVC_E_FORMAT,
+     "yarn_beta_slow"},
+    {"arch-qwen3.gguf", NO_TENSOR("blk.1.attn_q_norm.weight"), KVC_E_FORMAT,
+     "'blk.1.attn_q_norm.weight' is missing"},
+    {"arch-qwen3.gguf", RESHAPE("blk.1.attn_k_norm.weight", 24, 1), KVC_E_FORMAT, "[256, 1]"},
+    {"arch-qwen3.gguf", ADD("blk.0.attn_q.bias", 0, 1024, 1), KVC_E_UNSUPPORTED, "'qwen3'"},
+    {"arch-gemma3-caps.gguf", NO_TENSOR("blk.3.post_ffw_norm.weight"), KVC_E_FORMAT,
+     "'blk.3.post_ffw_norm.weight' is missing"},
+    {"arch-gemma3-caps.gguf", RESHAPE("blk.0.post_attention_norm.weight", 95, 1), KVC_E_FORMAT,
+     "[96, 1]"},
+    {"arch-gemma3-caps.gguf", DROP("gemma3.attention.sliding_window"), KVC_OK, ""},
+    {"arch-gemma3-caps.gguf", NUMBER("gemma3.attention.sliding_window_pattern", U32, 1), KVC_OK,
+     ""},
+    {"arch-gemma3-caps.gguf", NUMBER("gemma3.attention.sliding_window_pattern", I32, -1),
+     KVC_E_FORMAT, "sliding_window_pattern"},
+    {"arch-gemma3-caps.gguf", PAIR("gemma3.attention.sliding_window_pattern", BOOL, 1, 0),
+     KVC_E_FORMAT, "4 numbers, 0 to 1"},
+    {"arch-gemma3-caps.gguf",
+     {.what = SET_PAIR,
+      .name = "gemma3.attention.sliding_window_pattern",
+      .type = KVC__GGUF_BOOL,
+      .number = 1,
+      .second = 0,
+      .dim = {4}},
+     KVC_OK,
+     ""},
+    {"arch-gemma3-caps.gguf", NUMBER("gemma3.rope.freq_base_swa", F32, 0.5), KVC_E_FORMAT,
+     "freq_base_swa' is 0.5"},
+    {"arch-gemma3-caps.gguf", NUMBER("gemma3.rope.freq_base_swa", F32, -1), KVC_E_FORMAT,
+     "freq_base_swa' is -1"},
+    {"arch-gemma3-caps.gguf", NUMBER("gemma3.attention.key_length_swa", U32, 48), KVC_OK, ""},
+    {"arch-gemma3-caps.gguf", NUMBER("gemma3.attention.key_length_swa", U32, 64), KVC_E_UNSUPPORTED,
+     "key_length_swa' is 64; only 48"},
+    {"arch-gemma3-caps.gguf", NUMBER("gemma3.rope.dimension_count_swa", U32, 24), KVC_E_UNSUPPORTED,
+     "dimension_count_swa' is 24"},
+    {"arch-gemma3-caps.gguf", NUMBER("gemma3.attention.causal", BOOL, 1), KVC_OK, ""},
+    {"arch-gemma3-caps.gguf", NUMBER("gemma3.attention.causal", BOOL, 0), KVC_E_UNSUPPORTED,
+     "attention.causal' is false"},
+    {"arch-gemma3-caps.gguf", NUMBER("gemma3.attention.shared_kv_layers", U32, 2),
+     KVC_E_UNSUPPORTED, "shared_kv_layers"},
+    {"arch-gemma3-caps.gguf", STRING("gemma3.attn_logit_softcapping", "x"), KVC_E_FORMAT,
+     "attn_logit_softcapping"},
+    {"arch-gemma3-caps.gguf", NUMBER("gemma3.rope.dimension_count", U32, 16), KVC_OK, ""},
+};
+
+START_TEST(one_change_of_other_architectures) {
+    kvc_model *m = NULL;
+    map_model(arch_changes[_i].file);
+    write_edited(&arch_changes[_i].e);
+    int32_t rc = kvc__model_create(file.p, file.n, false, &params, &m, &err);
+    ck_assert_msg(rc == arch_changes[_i].status && strstr(err.text, arch_changes[_i].says) != NULL,
+                  "case %d: %d '%s' lacks '%s'", _i, rc, err.text, arch_changes[_i].says);
+    ck_assert_int_eq(m != NULL, rc == KVC_OK);
+    if (m != NULL) {
+        ck_assert_int_eq(kvc__model_rope(m, 100, &err), KVC_OK);
+    }
+    kvc__model_free(m);
+}
+END_TEST
+
+static kvc_model *open_edited(const char *name, const edit *e) {
+    map_model(name);
+    write_edited(e);
+    return open_model(file.p, file.n);
+}
+
+/* Which layers have a window, and whose RoPE. */
+START_TEST(windows_are_the_files) {
+    static const struct {
+        const char *file;
+        edit e;
+        uint32_t window[4], rope[4], n;
+    } cases[] = {
+        {"tiny-f32.gguf", {.what = KEEP}, {0, 0}, {0, 0}, 2},
+        {"tiny-f32.gguf", NUMBER("llama.attention.sliding_window", U32, 9), {9, 9}, {0, 0}, 2},
+        {"tiny-f32.gguf", PAIR("llama.attention.sliding_window", U32, 0, 8), {0, 8}, {0, 0}, 2},
+        {"arch-gemma3-caps.gguf", {.what = KEEP}, {70, 70, 0, 70}, {1, 1, 0, 1}, 4},
+        {"arch-gemma3-caps.gguf",
+         NUMBER("gemma3.attention.sliding_window_pattern", U32, 2),
+         {70, 0, 70, 0},
+         {1, 0, 1, 0},
+         4},
+        {"arch-gemma3-caps.gguf",
+         NUMBER("gemma3.attention.sliding_window_pattern", U32, 0),
+         {70, 70, 70, 70},
+         {1, 1, 1, 1},
+         4},
+        {"arch-gemma3-caps.gguf",
+         DROP("gemma3.attention.sliding_window"),
+         {0, 0, 0, 0},
+         {0, 0, 0, 0},
+         4},
+        {"arch-gemma3-caps.gguf",
+         {.what = SET_PAIR,
+          .name = "gemma3.attention.sliding_window_pattern",
+          .type = KVC__GGUF_BOOL,
+          .number = 0,
+          .second = 1,
+          .dim = {4}},
+         {0, 70, 70, 70},
+         {0, 1, 1, 1},
+         4},
+    };
+    kvc_model *m = open_edited(cases[_i].file, &cases[_i].e);
+    ck_assert_uint_eq(m->hp.n_layer, cases[_i].n);
+    for (uint32_t i = 0; i < m->hp.n_layer; i++) {
+        ck_assert_uint_eq(m->layer[i].window, cases[_i].window[i]);
+        ck_assert_uint_eq(m->layer[i].rope, cases[_i].rope[i]);
+    }
+    kvc__model_free(m);
+}
+END_TEST
+
+/* What no tiny model with a reference sets: a scale of the file's, a part of the elements turned in
+ * halves, YaRN without its mix. */
+START_TEST(numbers_are_the_files) {
+    kvc_model *m = open_edited("tiny-f32.gguf", &(edit){SET_NUMBER, "llama.attention.scale",
+                                                        .type = KVC__GGUF_F32, .number = 0.25});
+    ck_assert(m->hp.scale == 0.25f && m->hp.embd_scale == 1.0f);
+    kvc__model_free(m);
+    map_model("arch-gemma3-wide.gguf");
+    m = open_model(map.data, map.size);
+    ck_assert(m->hp.scale == (float)(1 / sqrt(16.0)));
+    ck_assert(m->hp.embd_scale == (float)sqrt(32.0));
+    kvc__model_free(m);
+    m = open_edited("arch-qwen2-yarn.gguf",
+                    &(edit){SET_NUMBER, "qwen2.rope.scaling.yarn_ext_factor", .type = KVC__GGUF_F32,
+                            .number = 0});
+    ck_assert_int_eq(kvc__model_rope(m, 50, &err), KVC_OK);
+    for (uint32_t i = 0; i < 64; i++) {
+        const double angle = 49 * pow(1e6, -(double)i / 64) / 8;
+        ck_assert_double_eq_tol((double)m->rope[0].cs[49 * 128 + i], cos(angle), 1e-6);
+    }
+    kvc__model_free(m);
+}
+END_TEST
 
 START_TEST(one_change) {
     kvc_model *m = NULL;
@@ -596,7 +781,7 @@ END_TEST
 
 START_TEST(damaged_files_are_survived) {
     uint64_t state = 1442695040888963407u;
-    map_model("tiny-q4_0.gguf");
+    map_model(_i == 0 ? "tiny-q4_0.gguf" : "arch-gemma3-caps.gguf");
     uint8_t *copy = malloc(map.size);
     ck_assert_ptr_nonnull(copy);
     params.n_threads = 1;
@@ -616,7 +801,7 @@ START_TEST(without_memory) {
     int32_t rc = KVC_E_NOMEM;
     kvc_model *m = NULL;
     long n = 0;
-    map_model("tiny-q4_0.gguf");
+    map_model(_i == 0 ? "tiny-q4_0.gguf" : "arch-gemma3-caps.gguf");
     for (; rc == KVC_E_NOMEM && n < 10000; n++) {
         atomic_store(&allowed, n);
         rc = kvc__model_create(map.data, map.size, true, &params, &m, &err);
@@ -647,10 +832,14 @@ int main(void) {
     tcase_add_test(tc, rope_grows_and_keeps_what_it_has);
     tcase_add_test(tc, rope_factors_divide_the_angle);
     tcase_add_loop_test(tc, one_change, 0, (int)(sizeof changes / sizeof changes[0]));
+    tcase_add_loop_test(tc, one_change_of_other_architectures, 0,
+                        (int)(sizeof arch_changes / sizeof *arch_changes));
+    tcase_add_loop_test(tc, windows_are_the_files, 0, 8);
+    tcase_add_test(tc, numbers_are_the_files);
     tcase_add_test(tc, llama3_scaling_with_factors);
     tcase_add_test(tc, cut_files_are_refused);
-    tcase_add_test(tc, damaged_files_are_survived);
-    tcase_add_test(tc, without_memory);
+    tcase_add_loop_test(tc, damaged_files_are_survived, 0, 2);
+    tcase_add_loop_test(tc, without_memory, 0, 2);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

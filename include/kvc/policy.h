@@ -92,7 +92,7 @@ typedef struct kvc_layer_shape {
     uint32_t dim_v;       /**< elements of a value */
     uint32_t window;      /**< the model's own attention window in tokens; 0: none */
     float scale;          /**< factor on q·k, applied by the engine */
-    float soft_cap;       /**< the model's soft cap on scores; 0: none */
+    float soft_cap;       /**< the model's soft cap on scores, applied by the engine; 0: none */
 } kvc_layer_shape;
 
 /** What the session will hold. Valid until create() returns; copy what is needed later. */
