@@ -102,7 +102,7 @@ static void quantise_row(struct rows *r, uint32_t i) {
     const size_t w = r->width, blocks = w / KVC__BLOCK;
     if (r->quantise) {
         r->m->kern->quantize(r->y + i * w, r->width, r->act.q + i * w, r->act.d + i * blocks,
-                             r->act.sum + i * blocks);
+                             r->act.sum + i * 2 * blocks);
     }
 }
 
@@ -554,7 +554,7 @@ static int32_t work_create(kvc_model *m, kvc__err *err) {
     w->up = kvc__alloc_n(&m->mem, n * hp->n_ff, sizeof(float));
     w->q = kvc__alloc_n(&m->mem, n * w->widest, 1);
     w->d = kvc__alloc_n(&m->mem, n * w->widest / 32, sizeof(float));
-    w->sum = kvc__alloc_n(&m->mem, n * w->widest / 32, sizeof(int32_t));
+    w->sum = kvc__alloc_n(&m->mem, n * w->widest / 16, sizeof(int32_t));
     w->tile = kvc__alloc_n(&m->mem, w->tile_floats * kvc__pool_n_thread(m->pool), sizeof(float));
     w->logits = kvc__alloc_n(&m->mem, (size_t)KVC__HEAD_ROWS * hp->n_vocab, sizeof(float));
     if (w->part == NULL || w->want == NULL || w->x == NULL || w->h == NULL || w->gate == NULL ||
@@ -591,7 +591,7 @@ void kvc__work_free(kvc_model *model) {
     kvc__free(m, w->up, n * hp->n_ff * f);
     kvc__free(m, w->q, n * w->widest);
     kvc__free(m, w->d, n * w->widest / 32 * f);
-    kvc__free(m, w->sum, n * w->widest / 32 * sizeof(int32_t));
+    kvc__free(m, w->sum, n * w->widest / 16 * sizeof(int32_t));
     kvc__free(m, w->tile, w->tile_floats * kvc__pool_n_thread(model->pool) * f);
     kvc__free(m, w->logits, KVC__HEAD_ROWS * (size_t)hp->n_vocab * f);
     kvc__free(m, w, sizeof *w);

@@ -23,17 +23,27 @@ typedef struct kvc__kern {
     const char *name; /* "scalar", "avx2", "avx512" */
 
     /* ---- products: out[t, row] for rows of groups [g0, g1) and all a->n tokens; out is [n,
-     * out_stride], written only at rows < w->n_row. mm_q (Q8_0, Q4_0, Q4_1): blocks ascending; acc
-     * = fma(dw * da, (float)isum, acc), isum the exact integer sum of (value of w) × q over the
-     * block (Q4_1: of nibble × q); Q4_1 also accm = fma(m, da * (float)sum, accm); y = acc, for
-     * Q4_1 acc + accm. mm_f (all types): w as float (Q8_0, Q4_0: d * value; Q4_1: fma(d, nibble,
-     * m)), columns ascending, acc = fma(w, x, acc). tile: scratch of kvc__tile_bytes(w). */
+     * out_stride], written only at rows < w->n_row.
+     *
+     * A quantised weight is scale * value + min: the scale is d, of Q4_K and Q5_K d * sc; min is m
+     * of Q4_1 and Q5_1, -(dmin * mn) of Q4_K and Q5_K, and the others have none. Of Q6_K the scale
+     * is d * sc[h] for half h of a block, 16 columns.
+     *
+     * mm_q (quantised types): blocks of 32 ascending; acc = fma(scale * da, (float)isum, acc), isum
+     * the exact integer sum of value × q over the block; of Q6_K acc = fma(d * da, (float)(sc[0] *
+     * isum[0] + sc[1] * isum[1]), acc), exact in the parentheses. Types with a min also accm =
+     * fma(min, da * (float)sum, accm). y = acc, or acc + accm.
+     *
+     * mm_f (all types): w as float, which is exact but for the last sum (scale * value, or
+     * fma(scale, value, min)), columns ascending, acc = fma(w, x, acc). tile: scratch of
+     * kvc__tile_bytes(w). */
     void (*mm_q)(const kvc__mat *w, uint32_t g0, uint32_t g1, const kvc__act *a, float *out,
                  size_t out_stride);
     void (*mm_f)(const kvc__mat *w, uint32_t g0, uint32_t g1, const kvc__act *a, float *out,
                  size_t out_stride, float *tile);
     /* Rounds a row to int8 in blocks of 32: d = amax / 127; q = nearest-even(x * (127 / amax)), 0
-     * where amax is 0 or not finite; sum of q. n a multiple of 32. */
+     * where amax is 0 or not finite; sum[2b] of q over block b, sum[2b + 1] over its first 16. n a
+     * multiple of 32. */
     void (*quantize)(const float *x, uint32_t n, int8_t *q, float *d, int32_t *sum);
 
     /* ---- rows */

@@ -47,7 +47,8 @@ static void quantize(const float *x, uint32_t n, int8_t *q, float *d, int32_t *s
         vi_store_s8_n(q, q0, 16);
         vi_store_s8_n(q + 16, q1, 16);
         d[b] = amax / 127.0f;
-        sum[b] = vi_sum(vi_add(q0, q1));
+        sum[2 * b + 1] = vi_sum(q0);
+        sum[2 * b] = sum[2 * b + 1] + vi_sum(q1);
     }
 }
 

@@ -13,21 +13,23 @@
 
 #define MAT_MAX ((uint64_t)1 << 31) /* most rows, most columns */
 
-/* One type: a block in the file and the same block of 16 rows here. */
+/* One type. 16 rows' blocks have as many bytes here as in the file. */
 typedef struct mat_type {
     uint32_t type;
-    uint32_t columns;     /* of a block */
-    uint32_t file_bytes;  /* of one row's block */
-    uint32_t head_bytes;  /* of one row's block: scales in front of the values */
-    uint32_t group_bytes; /* of 16 rows' block */
+    uint32_t columns;   /* of what shares a head */
+    uint32_t row_bytes; /* of one row's, in the file */
+    uint32_t bits;      /* of a value; 0 for floats */
+    uint32_t head;      /* bytes of one row's head, in front of the blocks */
+    bool has_min;
 } mat_type;
 
 static const mat_type mat_types[] = {
-    {KVC__T_F32, 1, 4, 0, 64},
-    {KVC__T_F16, 1, 2, 0, 32},
-    {KVC__T_Q8_0, KVC__BLOCK, 34, 2, 544},
-    {KVC__T_Q4_0, KVC__BLOCK, 18, 2, 288},
-    {KVC__T_Q4_1, KVC__BLOCK, 20, 4, 320},
+    {KVC__T_F32, 1, 4, 0, 0, false},      {KVC__T_F16, 1, 2, 0, 0, false},
+    {KVC__T_BF16, 1, 2, 0, 0, false},     {KVC__T_Q8_0, 32, 34, 8, 2, false},
+    {KVC__T_Q4_0, 32, 18, 4, 2, false},   {KVC__T_Q4_1, 32, 20, 4, 4, true},
+    {KVC__T_Q5_0, 32, 22, 5, 2, false},   {KVC__T_Q5_1, 32, 24, 5, 4, true},
+    {KVC__T_Q4_K, 256, 144, 4, 16, true}, {KVC__T_Q5_K, 256, 176, 5, 16, true},
+    {KVC__T_Q6_K, 256, 210, 6, 2, false},
 };
 
 static const mat_type *mat_find(uint32_t type) {
@@ -39,13 +41,20 @@ static const mat_type *mat_find(uint32_t type) {
     return NULL;
 }
 
+/* Where block s of 16 rows begins below its head. */
+static size_t mat_block_at(const mat_type *t, uint32_t s) {
+    const size_t shared = t->columns / KVC__BLOCK;
+    const size_t body = ((size_t)t->row_bytes - t->head) / shared;
+    return KVC__GROUP * (t->head + s * body);
+}
+
 bool kvc__mat_known(uint32_t type) {
     return mat_find(type) != NULL;
 }
 
 bool kvc__mat_quantised(uint32_t type) {
     const mat_type *t = mat_find(type);
-    return t != NULL && t->columns > 1;
+    return t != NULL && t->bits > 0;
 }
 
 int32_t kvc__mat_init(kvc__mat *m, uint32_t type, uint64_t n_row, uint64_t n_col, kvc__err *err) {
@@ -53,8 +62,8 @@ int32_t kvc__mat_init(kvc__mat *m, uint32_t type, uint64_t n_row, uint64_t n_col
     *m = (kvc__mat){0};
     if (t == NULL) {
         return kvc__fail(err, KVC_E_UNSUPPORTED,
-                         "weights of type %" PRIu32 " are not supported; convert the model to F32, "
-                         "F16, Q8_0, Q4_0 or Q4_1",
+                         "weights of type %" PRIu32
+                         " are not supported; convert the model to " KVC__MAT_TYPES,
                          type);
     }
     if (n_row < 1 || n_row > MAT_MAX || n_col < 1 || n_col > MAT_MAX || n_col % t->columns != 0) {
@@ -65,7 +74,7 @@ int32_t kvc__mat_init(kvc__mat *m, uint32_t type, uint64_t n_row, uint64_t n_col
     }
     const uint64_t n_group = (n_row + KVC__GROUP - 1) / KVC__GROUP;
     size_t group_bytes, bytes;
-    if (!kvc__mul_size((size_t)(n_col / t->columns), t->group_bytes, &group_bytes) ||
+    if (!kvc__mul_size((size_t)(n_col / t->columns), KVC__GROUP * t->row_bytes, &group_bytes) ||
         !kvc__mul_size((size_t)n_group, group_bytes, &bytes)) {
         return kvc__fail(err, KVC_E_FORMAT,
                          "a matrix of %" PRIu64 " rows and %" PRIu64 " columns is too large for "
@@ -84,20 +93,108 @@ size_t kvc__mat_bytes(const kvc__mat *m) {
     return (size_t)m->n_group * m->group_bytes;
 }
 
-/* A row's block of quantised values: scales first, then four bytes of every row in turn. Nibbles
- * need no change: byte 4g + j holds columns 4g + j and 16 + 4g + j in the file too. */
-static void mat_pack_block(const mat_type *t, const uint8_t *src, uint32_t r, uint8_t *dst) {
-    for (uint32_t i = 0; i < t->head_bytes; i += 2) {
+/* ---------------------------------------------------------------- the file's blocks */
+
+static uint32_t mat_word(const uint8_t *p) {
+    uint32_t v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+static void mat_put_word(uint8_t *p, uint32_t v) {
+    memcpy(p, &v, sizeof v);
+}
+
+/* A byte each for the four bits of x, the lowest in the first. */
+static uint32_t mat_spread(uint32_t x) {
+    return (x & 15) * 0x00204081u & 0x01010101u;
+}
+
+/* The low four bits of columns 4i to 4i + 3 of block s, a byte each. Two halves of a block share
+ * bytes, of K types two blocks, of Q6_K blocks s and s + 2. */
+static uint32_t mat_low(const mat_type *t, const uint8_t *src, uint32_t s, uint32_t i) {
+    switch (t->type) {
+    case KVC__T_Q4_K:
+        return mat_word(src + 16 + 32 * (s / 2) + 4 * i) >> 4 * (s % 2) & 0x0f0f0f0fu;
+    case KVC__T_Q5_K:
+        return mat_word(src + 48 + 32 * (s / 2) + 4 * i) >> 4 * (s % 2) & 0x0f0f0f0fu;
+    case KVC__T_Q6_K:
+        return mat_word(src + 64 * (s / 4) + 32 * (s % 2) + 4 * i) >> 4 * (s % 4 / 2) & 0x0f0f0f0fu;
+    default:
+        return mat_word(src + t->row_bytes - 16 + 4 * (i % 4)) >> 4 * (i / 4) & 0x0f0f0f0fu;
+    }
+}
+
+/* The bits above those. */
+static uint32_t mat_high(const mat_type *t, const uint8_t *src, uint32_t s, uint32_t i) {
+    switch (t->type) {
+    case KVC__T_Q5_K:
+        return mat_word(src + 16 + 4 * i) >> s & 0x01010101u;
+    case KVC__T_Q6_K:
+        return mat_word(src + 128 + 32 * (s / 4) + 4 * i) >> 2 * (s % 4) & 0x03030303u;
+    default:
+        return mat_spread(mat_word(src + t->head) >> 4 * i);
+    }
+}
+
+/* ---------------------------------------------------------------- packing */
+
+/* Row r of a head: two bytes or four of every row in turn. Q6_K has its own at the end. */
+static void mat_pack_head(const mat_type *t, const uint8_t *src, uint32_t r, uint8_t *dst) {
+    const uint32_t halves = t->head < 4 ? t->head : 4;
+    src += t->type == KVC__T_Q6_K ? t->row_bytes - t->head : 0;
+    for (uint32_t i = 0; i < halves; i += 2) {
         memcpy(dst + KVC__GROUP * i + 2 * r, src + i, 2);
     }
-    src += t->head_bytes;
-    dst += KVC__GROUP * t->head_bytes;
-    const uint32_t turn = t->type == KVC__T_Q8_0 ? 0x80808080u : 0;
-    for (uint32_t i = 0; i < t->file_bytes - t->head_bytes; i += 4) {
-        uint32_t v;
-        memcpy(&v, src + i, sizeof v);
-        v ^= turn;
-        memcpy(dst + KVC__GROUP * i + 4 * r, &v, sizeof v);
+    for (uint32_t i = halves; i < t->head; i += 4) {
+        memcpy(dst + KVC__GROUP * i + 4 * r, src + i, 4);
+    }
+}
+
+/* Row r of a block's upper bits, in front of the low ones; returns where those begin. */
+static uint8_t *mat_pack_high(const mat_type *t, const uint8_t *src, uint32_t s, uint32_t r,
+                              uint8_t *dst) {
+    const uint32_t each = t->bits - 4, planes = each; /* four or eight words fill a plane */
+    for (uint32_t p = 0; p < planes; p++, dst += 4 * KVC__GROUP) {
+        uint32_t v = 0;
+        for (uint32_t i = 0; i < 8 / planes; i++) {
+            v |= mat_high(t, src, s, 8 / planes * p + i) << each * i;
+        }
+        mat_put_word(dst + 4 * r, v);
+    }
+    return dst;
+}
+
+/* Row r of block s. */
+static void mat_pack_block(const mat_type *t, const uint8_t *src, uint32_t s, uint32_t r,
+                           uint8_t *dst) {
+    if (t->bits == 8) {
+        for (uint32_t i = 0; i < 32; i += 4) {
+            mat_put_word(dst + KVC__GROUP * i + 4 * r, mat_word(src + t->head + i) ^ 0x80808080u);
+        }
+        return;
+    }
+    if (t->type == KVC__T_Q6_K) {
+        dst[r] = src[192 + 2 * s];
+        dst[KVC__GROUP + r] = src[192 + 2 * s + 1];
+        dst += 2 * KVC__GROUP;
+    }
+    dst = mat_pack_high(t, src, s, r, dst);
+    for (uint32_t i = 0; i < 4; i++) {
+        const uint32_t v = mat_low(t, src, s, i) | mat_low(t, src, s, i + 4) << 4;
+        mat_put_word(dst + (size_t)4 * KVC__GROUP * i + 4 * r, v);
+    }
+}
+
+/* Row r of a head and its blocks, or of a column of floats. */
+static void mat_pack_unit(const mat_type *t, const uint8_t *src, uint32_t r, uint8_t *dst) {
+    if (t->bits == 0) {
+        memcpy(dst + r * t->row_bytes, src, t->row_bytes);
+        return;
+    }
+    mat_pack_head(t, src, r, dst);
+    for (uint32_t s = 0; s < t->columns / KVC__BLOCK; s++) {
+        mat_pack_block(t, src, s, r, dst + mat_block_at(t, s));
     }
 }
 
@@ -106,8 +203,7 @@ void kvc__mat_pack(kvc__mat *m, const uint8_t *src, uint32_t first, uint32_t end
     if (t == NULL) {
         return;
     }
-    const size_t n_block = m->n_col / t->columns;
-    const size_t row_bytes = n_block * t->file_bytes;
+    const size_t n_unit = m->n_col / t->columns;
     for (uint32_t g = first; g < end && g < m->n_group; g++) {
         uint8_t *dst = m->data + g * m->group_bytes;
         const uint32_t left = m->n_row - KVC__GROUP * g;
@@ -115,18 +211,15 @@ void kvc__mat_pack(kvc__mat *m, const uint8_t *src, uint32_t first, uint32_t end
             memset(dst, 0, m->group_bytes);
         }
         for (uint32_t r = 0; r < KVC__GROUP && r < left; r++) {
-            const uint8_t *row = src + ((size_t)KVC__GROUP * g + r) * row_bytes;
-            for (size_t b = 0; b < n_block; b++) {
-                if (t->columns == 1) {
-                    memcpy(dst + b * t->group_bytes + r * t->file_bytes, row + b * t->file_bytes,
-                           t->file_bytes);
-                } else {
-                    mat_pack_block(t, row + b * t->file_bytes, r, dst + b * t->group_bytes);
-                }
+            const uint8_t *row = src + ((size_t)KVC__GROUP * g + r) * n_unit * t->row_bytes;
+            for (size_t u = 0; u < n_unit; u++) {
+                mat_pack_unit(t, row + u * t->row_bytes, r, dst + u * KVC__GROUP * t->row_bytes);
             }
         }
     }
 }
+
+/* ---------------------------------------------------------------- rows */
 
 static float mat_half(const uint8_t *p) {
     uint16_t h;
@@ -134,19 +227,49 @@ static float mat_half(const uint8_t *p) {
     return half_of_f16(h);
 }
 
-/* Row r of a block of 16: 32 floats. */
-static void mat_block_row(uint32_t type, const uint8_t *block, uint32_t r, float *out) {
-    const float d = mat_half(block + 2 * r);
-    const float min = type == KVC__T_Q4_1 ? mat_half(block + 32 + 2 * r) : 0.0f;
-    const uint8_t *v = block + (type == KVC__T_Q4_1 ? 64 : 32) + 4 * r;
+/* Scale or minimum (what 1) of block s in row r of the twelve bytes of Q4_K and Q5_K, six bits. */
+static uint32_t mat_six_bits(const uint8_t *words, uint32_t what, uint32_t s, uint32_t r) {
+    const uint8_t *of_row = words + 4 * r + s % 4;
+    const uint32_t own = of_row[64 * what];
+    return s < 4 ? own & 63 : (of_row[128] >> 4 * what & 15) | (own >> 2 & 0x30);
+}
+
+/* Value k of row r in a block, as a number. */
+static int32_t mat_value(const mat_type *t, const uint8_t *block, uint32_t r, uint32_t k) {
+    const uint32_t i = k / 4, in = 4 * r + k % 4;
+    if (t->bits == 8) {
+        return block[64 * i + in] - 128;
+    }
+    const uint8_t *low = block + 64 * (t->bits - 4);
+    int32_t v = low[64 * (i % 4) + in] >> 4 * (i / 4) & 15;
+    if (t->bits == 5) {
+        v |= (block[in] >> i & 1) << 4;
+    } else if (t->bits == 6) {
+        v |= (block[64 * (i / 4) + in] >> 2 * (i % 4) & 3) << 4;
+    }
+    return t->has_min ? v : v - (1 << (t->bits - 1));
+}
+
+/* Row r of block s below a head: 32 floats, rounded once at most (kern.h). */
+static void mat_block_row(const mat_type *t, const uint8_t *head, uint32_t s, uint32_t r,
+                          float *out) {
+    const uint8_t *block = head + mat_block_at(t, s);
+    float d = mat_half(head + 2 * r);
+    float min = t->has_min ? mat_half(head + 32 + 2 * r) : 0.0f;
+    float scale[2];
+    if (t->head == 16) {
+        d *= (float)mat_six_bits(head + 64, 0, s, r);
+        min *= -(float)mat_six_bits(head + 64, 1, s, r);
+    }
+    scale[0] = scale[1] = d;
+    if (t->type == KVC__T_Q6_K) {
+        scale[0] *= (float)(int8_t)block[r];
+        scale[1] *= (float)(int8_t)block[KVC__GROUP + r];
+        block += 2 * KVC__GROUP;
+    }
     for (uint32_t k = 0; k < KVC__BLOCK; k++) {
-        if (type == KVC__T_Q8_0) {
-            out[k] = d * (float)(v[(size_t)64 * (k / 4) + k % 4] - 128);
-            continue;
-        }
-        const uint8_t byte = v[(size_t)64 * (k % 16 / 4) + k % 4];
-        const int nibble = k < 16 ? byte & 15 : byte >> 4;
-        out[k] = type == KVC__T_Q4_1 ? fmaf(d, (float)nibble, min) : d * (float)(nibble - 8);
+        const float v = (float)mat_value(t, block, r, k);
+        out[k] = t->has_min ? fmaf(scale[k / 16], v, min) : scale[k / 16] * v;
     }
 }
 
@@ -157,14 +280,18 @@ void kvc__mat_row(const kvc__mat *m, uint32_t row, float *out) {
     if (t == NULL) {
         return;
     }
-    for (uint32_t c = 0; c < m->n_col; c += t->columns) {
-        const uint8_t *block = group + (size_t)(c / t->columns) * t->group_bytes;
+    for (uint32_t c = 0; c < m->n_col; c += t->columns, group += KVC__GROUP * t->row_bytes) {
         if (m->type == KVC__T_F32) {
-            memcpy(out + c, block + 4 * r, sizeof *out);
+            memcpy(out + c, group + 4 * r, sizeof *out);
         } else if (m->type == KVC__T_F16) {
-            out[c] = mat_half(block + 2 * r);
-        } else {
-            mat_block_row(m->type, block, r, out + c);
+            out[c] = mat_half(group + 2 * r);
+        } else if (m->type == KVC__T_BF16) {
+            uint16_t h;
+            memcpy(&h, group + 2 * r, sizeof h);
+            out[c] = half_of_bf16(h);
+        }
+        for (uint32_t s = 0; s < t->columns / KVC__BLOCK; s++) {
+            mat_block_row(t, group, s, r, out + c + (size_t)KVC__BLOCK * s);
         }
     }
 }

@@ -3,13 +3,27 @@
  * groups of 16, so that a vector's lanes are output rows and no sum is ever taken across lanes.
  * Packing happens once at load.
  *
- * Layout of one group of 16 rows (r = row in the group), by type; n_col columns, k ascending:
- *   F32   [n_col][16] float
- *   F16   [n_col][16] binary16
- *   Q8_0  per block of 32 columns: d[16] binary16; q[8][16][4] bytes: value + 128, [k/4][r][k%4]
- * 544 bytes Q4_0  per block: d[16] binary16; q[4][16][4] bytes: low nibble is column k = 4g + j,
- * high is 16 + 4g + j  288 bytes Q4_1  per block: d[16], m[16] binary16; q as Q4_0 320 bytes Rows
- * past n_row are zero weights. (Q4_0 nibbles are value + 8, as in the file.) */
+ * Layout of one group of 16 rows (r = row in the group), by type. Rows past n_row are zero weights.
+ *   F32        [n_col][16] float
+ *   F16, BF16  [n_col][16] of two bytes
+ * Quantised types have blocks of 32 columns, ascending: a head of scales (binary16), then values
+ * without sign, as in the file. The low four bits of a block's values are
+ *   low[4][16][4] bytes: byte [i][r][j] has column 4i + j below and column 16 + 4i + j above
+ * and, where a value has five bits,
+ *   high[16][4] bytes: bit i of byte [r][j] is the fifth of column 4i + j
+ *   Q8_0       d[16]; [8][16][4] bytes, [k/4][r][k%4]: value + 128
+ *   Q4_0       d[16]; low
+ *   Q4_1       d[16], m[16]; low
+ *   Q5_0       d[16]; high, low
+ *   Q5_1       d[16], m[16]; high, low
+ * Of the K types eight blocks share a head:
+ *   Q4_K       d[16], dmin[16], scales[3][16][4] bytes: the file's twelve of each row, four by
+ *              four; then eight times low
+ *   Q5_K       the same head; then eight times high, low
+ *   Q6_K       d[16]; then eight times: sc[2][16] int8 (scales of columns 0 to 15, 16 to 31),
+ *              high[2][16][4] bytes (two bits at 2i of byte [h][r][j] are the upper ones of column
+ *              16h + 4i + j), low
+ * So a group has exactly the bytes that its rows have in the file. */
 #ifndef KVC_MAT_H
 #define KVC_MAT_H
 
@@ -23,11 +37,14 @@
 #define KVC__GROUP 16u /* rows of a group */
 #define KVC__BLOCK 32u /* columns of a quantised block */
 
+/** The types that can be packed, for sentences. */
+#define KVC__MAT_TYPES "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K"
+
 /** A weight matrix [n_row, n_col]: y[n_row] = W x[n_col]. */
 typedef struct kvc__mat {
     uint32_t type; /* KVC__T_… of the file */
     uint32_t n_row;
-    uint32_t n_col;   /* a multiple of 32 for quantised types */
+    uint32_t n_col;   /* a multiple of 32 for quantised types, of 256 for K types */
     uint32_t n_group; /* n_row / 16, rounded up */
     size_t group_bytes;
     uint8_t *data; /* [n_group][group_bytes], 64-byte aligned */
@@ -41,7 +58,7 @@ typedef struct kvc__act {
     size_t f_stride;
     int8_t *q;    /* [n, n_col] dense */
     float *d;     /* [n, n_col / 32] scale of each block: absolute maximum / 127 */
-    int32_t *sum; /* [n, n_col / 32] sum of q over the block */
+    int32_t *sum; /* [n, n_col / 32, 2] sum of q over the block, and over its first 16 columns */
 } kvc__act;
 
 /** True when that type can be packed. */

@@ -96,8 +96,7 @@ static int32_t bind_mat(loader *l, const char *name, uint64_t n_row, uint64_t n_
     KVC_TRY(want_tensor(l, name, n_row, n_col, &t));
     if (!t->data || !kvc__mat_known(t->type)) {
         return kvc__fail(l->err, KVC_E_UNSUPPORTED,
-                         "tensor '%s' has weights of type %s; supported: F32, F16, Q8_0, Q4_0, "
-                         "Q4_1; convert the model",
+                         "tensor '%s' has weights of type %s; convert the model to " KVC__MAT_TYPES,
                          name, type_text(t->type, buf, sizeof buf));
     }
     KVC_TRY(kvc__mat_init(m, t->type, n_row, n_col, l->err));

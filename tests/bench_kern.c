@@ -16,6 +16,7 @@
 #include <string.h>
 
 #define N_COL   576u
+#define N_COL_K 512u        /* of K types */
 #define WEIGHTS (96u << 20) /* bytes of products with few tokens: beyond any cache */
 #define MANY    512u        /* tokens of a prompt */
 #define DIM     64u
@@ -124,8 +125,12 @@ static const char *only = ""; /* what is measured begins with this */
 static void bench_product(job *j, const char *what, uint32_t type, int q, uint32_t n_tok,
                           uint32_t n_row) {
     double t[2];
+    j->act.n_col = N_COL;
+    if (kvc__mat_init(&j->mat, type, 16, j->act.n_col, NULL) != KVC_OK) {
+        j->act.n_col = N_COL_K;
+    }
     if (strncmp(what, only, strlen(only)) != 0 ||
-        kvc__mat_init(&j->mat, type, 16, N_COL, NULL) != KVC_OK) {
+        kvc__mat_init(&j->mat, type, 16, j->act.n_col, NULL) != KVC_OK) {
         return;
     }
     j->mat.n_group = n_row > 0 ? n_row / 16 : (uint32_t)(WEIGHTS / j->mat.group_bytes);
@@ -137,7 +142,7 @@ static void bench_product(job *j, const char *what, uint32_t type, int q, uint32
     for (uint32_t n = 1; n <= 2; n++) {
         t[n - 1] = measure(j, j->mat.n_group, n);
     }
-    line(j, what, n_tok, (double)n_row * N_COL * n_tok, (double)kvc__mat_bytes(&j->mat), t);
+    line(j, what, n_tok, (double)n_row * j->act.n_col * n_tok, (double)kvc__mat_bytes(&j->mat), t);
     putchar('\n');
     j->page = j->mat.data;
 }
@@ -201,14 +206,16 @@ static void bench_level(job *j) {
         const char *name;
         uint32_t type;
         int q;
-    } product[] = {{"q8_0 int8", KVC__T_Q8_0, 1}, {"q4_0 int8", KVC__T_Q4_0, 1},
-                   {"q4_1 int8", KVC__T_Q4_1, 1}, {"q8_0 f32", KVC__T_Q8_0, 0},
-                   {"q4_1 f32", KVC__T_Q4_1, 0},  {"f16", KVC__T_F16, 0},
-                   {"f32", KVC__T_F32, 0}};
+    } product[] = {
+        {"q8_0 int8", KVC__T_Q8_0, 1}, {"q4_0 int8", KVC__T_Q4_0, 1}, {"q4_1 int8", KVC__T_Q4_1, 1},
+        {"q5_0 int8", KVC__T_Q5_0, 1}, {"q5_1 int8", KVC__T_Q5_1, 1}, {"q4_k int8", KVC__T_Q4_K, 1},
+        {"q5_k int8", KVC__T_Q5_K, 1}, {"q6_k int8", KVC__T_Q6_K, 1}, {"q6_k f32", KVC__T_Q6_K, 0},
+        {"bf16", KVC__T_BF16, 0},      {"q8_0 f32", KVC__T_Q8_0, 0},  {"q4_1 f32", KVC__T_Q4_1, 0},
+        {"f16", KVC__T_F16, 0},        {"f32", KVC__T_F32, 0}};
     static const uint32_t few[] = {1, 2, 4, 8, 16};
     for (size_t i = 0; i < sizeof product / sizeof product[0]; i++) {
         for (size_t n = 0; n < sizeof few / sizeof few[0]; n++) {
-            if (n % 4 == 0 || i < 3) {
+            if (n % 4 == 0 || product[i].q) {
                 bench_product(j, product[i].name, product[i].type, product[i].q, few[n], 0);
             }
         }
@@ -238,7 +245,7 @@ int main(int argc, char **argv) {
     j.act.f = room((size_t)MANY * N_COL * 4);
     j.act.q = room((size_t)MANY * N_COL);
     j.act.d = room((size_t)MANY * N_COL / 8);
-    j.act.sum = room((size_t)MANY * N_COL / 8);
+    j.act.sum = room((size_t)MANY * N_COL / 4);
     printf("level   what       rows   1 thread 2 threads     1 thread 2 threads\n");
     bench_level(&j);
     return 0;

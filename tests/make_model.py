@@ -17,8 +17,8 @@ from gguf import GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFReader, GGUFV
 from gguf import quants
 from gguf.constants import GGML_QUANT_SIZES, Keys
 
-TYPES = ["F32", "F16", "Q8_0", "Q4_0", "Q4_1"]
-FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7}
+from k_quants import FILE_TYPES, TYPES, quantize, random_blocks, type_for
+
 CHUNK = 1 << 22  # elements that are held as floats at a time
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 NORMAL, CONTROL = 1, 3
@@ -109,7 +109,7 @@ def pack(shape, kind, rows_at):
         end = min(shape[0], first + step)
         rows = np.ascontiguousarray(rows_at(first, end), dtype=np.float32)
         with np.errstate(divide="ignore", invalid="ignore"):
-            out[first:end] = quants.quantize(rows, GGMLQuantizationType[kind]).view(np.uint8)
+            out[first:end] = quantize(rows, kind).view(np.uint8)
     return out
 
 
@@ -150,12 +150,20 @@ def random_norm(seed, name, n, mean):
     return name, (n,), "F32", make
 
 
+def asked_type(a, name, n_col, kind):
+    """The type of a matrix: what --of says for the last word of its name, else kind; another where
+    rows are too short for it."""
+    word = name.removesuffix(".weight").split(".")[-1]
+    return type_for(dict(a.of).get(word, kind), n_col)
+
+
 def random_tensors(a):
     """Matrices of deviation 1/sqrt(columns) keep the size of what passes through them. Queries are
     four times that, so that attention picks out tokens and greedy text does not settle on one, and
     the last norm is near 3, so that the distribution over tokens has peaks."""
 
     def matrix(name, n_row, n_col, kind=a.type, gain=1.0):
+        kind = asked_type(a, name, n_col, kind)
         return random_matrix(a.seed, name, (n_row, n_col), kind, gain / np.sqrt(n_col))
 
     tensors = [matrix("token_embd.weight", a.vocab, a.embd, a.embd_type)]
@@ -253,9 +261,27 @@ def make_converted(a):
         raise Problem(f"{a.out} is the input; choose another name for the output.")
     reader = GGUFReader(a.input)
     ends = ("token_embd.weight", "output.weight")
-    tensors = [converted(t, (a.embd_type or a.type) if t.name in ends else a.type)
+    tensors = [converted(t, asked_type(a, t.name, int(t.shape[0]),
+                                       (a.embd_type or a.type) if t.name in ends else a.type))
                for t in reader.tensors]
     write_file(copy_metadata(reader, a.type, a.out), tensors)
+
+
+def make_blocks(a):
+    """Of every type a matrix of random bytes, and beside it what the package gguf reads there."""
+    rng = np.random.default_rng(a.seed)
+    w = GGUFWriter(a.out, "blocks")
+    for kind in TYPES:
+        qtype = GGMLQuantizationType[kind]
+        raw = np.ascontiguousarray(random_blocks(rng, kind, 37, 512)).view(np.uint8)
+        read = quants.dequantize(raw.view(np.float32) if kind == "F32" else
+                                 raw.view(np.float16) if kind == "F16" else raw, qtype)
+        w.add_tensor(kind, raw, raw_dtype=qtype)
+        w.add_tensor(kind + " read", read.astype(np.float32))
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
 
 
 TINY = "--layers 2 --embd 64 --heads 4 --kv-heads 2 --head-dim 32 --ff 96 --ctx 1024 --vocab 320"
@@ -271,6 +297,12 @@ SUITE = {
     "tiny-rot16.gguf": "--type F32 --rope-dim 16",
     "tiny-deep.gguf": "--type F16 --layers 5",
 }
+# Every weight type again, wide enough for K types, each with a twin that holds as F32 what the
+# package gguf reads in it. The last mixes types as real files do, within a layer's QKV too.
+WIDE = "--layers 2 --embd 256 --heads 8 --kv-heads 2 --head-dim 32 --ff 512 --ctx 512 --vocab 320"
+WEIGHTS = {kind.lower(): f"--type {kind}" for kind in TYPES if kind != "F32"}
+WEIGHTS["mix"] = ("--type Q4_K --embd-type Q6_K --of attn_v=Q6_K --of attn_k=BF16"
+                  " --of attn_output=Q5_0 --of ffn_up=Q5_K --of ffn_down=F32 --untied")
 
 
 def make_suite(a):
@@ -281,6 +313,21 @@ def make_suite(a):
         args = ["random", path + ".part", *TINY.split(), *options.split()]
         make_random(make_parser().parse_args(args))
         os.replace(path + ".part", path)
+    make_weights_suite(a.dir)
+
+
+def make_weights_suite(directory):
+    def make(name, *args):
+        path = os.path.join(directory, name)
+        args = make_parser().parse_args([*args, path + ".part"])
+        args.run(args)
+        os.replace(path + ".part", path)
+        return path
+
+    make("blocks.gguf", "blocks")
+    for name, options in WEIGHTS.items():
+        path = make(f"weights-{name}.gguf", "random", *WIDE.split(), *options.split())
+        make(f"weights-{name}-f32.gguf", "convert", "--type", "F32", path)
 
 
 def count(text):
@@ -288,6 +335,22 @@ def count(text):
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
+
+
+def type_of_matrix(text):
+    word, _, kind = text.partition("=")
+    if kind not in TYPES:
+        raise argparse.ArgumentTypeError(f"{text}: give the last word of a matrix's name, '=' and one"
+                                         f" of {', '.join(TYPES)}")
+    return word, kind
+
+
+def add_type_options(p, default):
+    p.add_argument("--type", choices=TYPES, default=default, required=default is None,
+                   help="type of the matrices" + (f" ({default})" if default else ""))
+    p.add_argument("--embd-type", choices=TYPES, help="type of embedding and head (--type)")
+    p.add_argument("--of", type=type_of_matrix, action="append", default=[], metavar="NAME=TYPE",
+                   help="type of the matrices of that name, as attn_v; can be repeated")
 
 
 def make_parser():
@@ -307,8 +370,7 @@ def make_parser():
         shown = text if default is None else f"{text} ({default})"
         p.add_argument(name, type=count, default=default, metavar="N", help=shown)
     p.add_argument("--rope-base", type=float, default=10000.0, metavar="B", help="RoPE base (10000)")
-    p.add_argument("--type", choices=TYPES, default="F32", help="type of the layers (F32)")
-    p.add_argument("--embd-type", choices=TYPES, help="type of embedding and head (--type)")
+    add_type_options(p, "F32")
     p.add_argument("--untied", action="store_true", help="write a head of its own")
     p.add_argument("--seed", type=int, default=1, metavar="S", help="seed of the weights (1)")
     p.set_defaults(run=make_random)
@@ -316,9 +378,13 @@ def make_parser():
     p = commands.add_parser("convert", help="the same model in another weight type")
     p.add_argument("input", metavar="IN.gguf")
     p.add_argument("out", metavar="OUT.gguf")
-    p.add_argument("--type", choices=TYPES, required=True, help="type of all matrices")
-    p.add_argument("--embd-type", choices=TYPES, help="type of embedding and head (--type)")
+    add_type_options(p, None)
     p.set_defaults(run=make_converted)
+
+    p = commands.add_parser("blocks", help="random bytes in every weight type, and their reading")
+    p.add_argument("out", metavar="OUT.gguf")
+    p.add_argument("--seed", type=int, default=1, metavar="S", help="seed of the bytes (1)")
+    p.set_defaults(run=make_blocks)
 
     p = commands.add_parser("suite", help="all tiny models that the tests open")
     p.add_argument("dir", metavar="DIR")

@@ -176,7 +176,7 @@ START_TEST(quantize_rounds_blocks) {
     for (uint32_t round = 0; round < 300; round++) {
         int8_t q[N_LEVEL][96];
         float d[N_LEVEL][3], x[96];
-        int32_t sum[N_LEVEL][3];
+        int32_t sum[N_LEVEL][6];
         fill_kind(&seed, x, 96, round);
         EACH_LEVEL(l, k) {
             k->quantize(x, 96, q[l], d[l], sum[l]);
@@ -186,13 +186,15 @@ START_TEST(quantize_rounds_blocks) {
         }
         for (uint32_t b = 0; b < 3; b++) {
             float amax = 0;
-            int32_t total = 0, finite = 1;
+            int32_t total = 0, first = 0, finite = 1;
             for (uint32_t i = 32 * b; i < 32 * b + 32; i++) {
                 amax = fmaxf(amax, fabsf(x[i]));
                 finite = finite && isfinite(x[i]);
                 total += q[0][i];
+                first += i % 32 < 16 ? q[0][i] : 0;
             }
-            ck_assert_int_eq(total, sum[0][b]);
+            ck_assert_int_eq(total, sum[0][2 * b]);
+            ck_assert_int_eq(first, sum[0][2 * b + 1]);
             const float f = finite && amax > 0 && isfinite(127.0f / amax) ? 127.0f / amax : 0.0f;
             util_check(!finite || d[0][b] == amax / 127.0f);
             for (uint32_t i = 32 * b; i < 32 * b + 32; i++) {
