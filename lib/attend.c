@@ -650,17 +650,19 @@ static void merge_row(const kvc__attend *a, const kvc__block *b, uint32_t head, 
                       float *factor, float *out, uint32_t dim) {
     float max = -INFINITY, sum = 0.0f;
     for (uint32_t r = 0; r < b->n_range; r++) {
-        const float m = partial_at(a, b, head, r).max[row];
-        max = m > max ? m : max;
+        factor[r] = partial_at(a, b, head, r).max[row];
+        max = factor[r] > max ? factor[r] : max;
     }
+    for (uint32_t r = 0; r < b->n_range; r++) {
+        factor[r] -= max > -INFINITY ? max : 0.0f;
+    }
+    a->kern->exps(factor, b->n_range);
     memset(out, 0, dim * sizeof *out);
     for (uint32_t r = 0; r < b->n_range; r++) {
         const struct partial part = partial_at(a, b, head, r);
-        factor[r] = 0.0f;
         if (part.max[row] == -INFINITY) {
             continue;
         }
-        factor[r] = a->kern->exp1(part.max[row] - max);
         sum = fmaf(factor[r], part.sum[row], sum);
         a->kern->axpy(factor[r], part.acc + (size_t)row * dim, out, dim);
     }
@@ -743,14 +745,14 @@ static void run_items(kvc__attend *a, uint32_t n, bool small, kvc__pool_fn fn) {
 /* The blocks collected so far, through ranges and merge. */
 static void flush_blocks(kvc__attend *a) {
     const uint32_t heads = a->model->hp.n_head_kv;
-    uint32_t jobs = 0, rows = 0;
+    uint32_t jobs = 0, results = 0; /* of ranges, for each head */
     for (uint32_t first = 0, n; first < a->n_block; first += n) {
         n = kvc__attend_same_piece(a, first);
         const uint32_t each = heads_of_job(a, first);
         a->job[first] = jobs;
         jobs += (heads + each - 1) / each * a->block[first].n_range * jobs_of_range(a, first, n);
         for (uint32_t i = first; i < first + n; i++) {
-            rows += a->block[i].n;
+            results += a->block[i].n * a->block[i].n_range;
         }
     }
     a->job[a->n_block] = jobs;
@@ -758,7 +760,7 @@ static void flush_blocks(kvc__attend *a) {
     kvc__pool_run(a->pool, jobs, range_item, a);
     kvc__attend_brought(a);
     collect_failures(a);
-    run_items(a, a->n_block * heads, rows <= 2, merge_item);
+    run_items(a, a->n_block * heads, results <= 24, merge_item);
     collect_failures(a);
     a->n_block = 0;
 }

@@ -10,18 +10,38 @@
 
 /* ---------------------------------------------------------------- products */
 
-/* Some matrices that share their input: one phase over all their row groups. */
+/* Some matrices that share their input: one phase over all their row groups, with what can be done
+ * to a part of the outputs while it is at hand. */
 struct product {
     const kvc__kern *kern;
     const kvc__mat *w[3];
     float *out[3];
     uint32_t first[4]; /* first item of each matrix, and one past */
-    uint32_t chunk;
+    uint32_t chunk;    /* groups of an item */
     bool quantised;
     const kvc__act *act;
     float *tile;
     size_t tile_floats;
+    float *add;                                             /* what out[0] is added to, or NULL */
+    void (*gate)(float *gate, const float *up, uint32_t n); /* of gated products */
+    kvc__act *gated; /* what they give, rounded to int8; NULL: floats are enough */
 };
+
+/* Rows of w in its groups [g0, g1). */
+static uint32_t rows_in(const kvc__mat *w, uint32_t g0, uint32_t g1) {
+    const uint32_t end = g1 * KVC__GROUP;
+    return (end < w->n_row ? end : w->n_row) - g0 * KVC__GROUP;
+}
+
+static void run_groups(const struct product *p, uint32_t i, uint32_t g0, uint32_t g1,
+                       uint32_t thread) {
+    const kvc__mat *w = p->w[i];
+    if (p->quantised && kvc__mat_quantised(w->type)) {
+        p->kern->mm_q(w, g0, g1, p->act, p->out[i], w->n_row);
+    } else {
+        p->kern->mm_f(w, g0, g1, p->act, p->out[i], w->n_row, p->tile + thread * p->tile_floats);
+    }
+}
 
 static void product_item(void *arg, uint32_t item, uint32_t thread) {
     const struct product *p = arg;
@@ -32,16 +52,37 @@ static void product_item(void *arg, uint32_t item, uint32_t thread) {
     const kvc__mat *w = p->w[i];
     const uint32_t g0 = (item - p->first[i]) * p->chunk;
     const uint32_t g1 = g0 + p->chunk < w->n_group ? g0 + p->chunk : w->n_group;
-    if (p->quantised && kvc__mat_quantised(w->type)) {
-        p->kern->mm_q(w, g0, g1, p->act, p->out[i], w->n_row);
-    } else {
-        p->kern->mm_f(w, g0, g1, p->act, p->out[i], w->n_row, p->tile + thread * p->tile_floats);
+    run_groups(p, i, g0, g1, thread);
+    for (uint32_t t = 0; p->add != NULL && t < p->act->n; t++) {
+        const size_t at = (size_t)t * w->n_row + g0 * KVC__GROUP;
+        p->kern->add(p->add + at, p->out[i] + at, rows_in(w, g0, g1));
     }
 }
 
-/* out[i][act->n, n_row] = act × w[i]ᵀ for n matrices. */
-static void multiply(kvc_model *m, const kvc__act *act, bool quantised, uint32_t n,
-                     const kvc__mat *const *w, float *const *out) {
+/* out[0] = gate(out[0]) × out[1], both of the same groups. */
+static void gated_item(void *arg, uint32_t item, uint32_t thread) {
+    const struct product *p = arg;
+    const kvc__mat *w = p->w[0];
+    const uint32_t g0 = item * p->chunk;
+    const uint32_t g1 = g0 + p->chunk < w->n_group ? g0 + p->chunk : w->n_group;
+    const uint32_t n = rows_in(w, g0, g1);
+    run_groups(p, 0, g0, g1, thread);
+    run_groups(p, 1, g0, g1, thread);
+    for (uint32_t t = 0; t < p->act->n; t++) {
+        const size_t at = (size_t)t * w->n_row + g0 * KVC__GROUP;
+        p->gate(p->out[0] + at, p->out[1] + at, n);
+        if (p->gated != NULL) {
+            const size_t block = at / KVC__BLOCK;
+            p->kern->quantize(p->out[0] + at, n, p->gated->q + at, p->gated->d + block,
+                              p->gated->sum + 2 * block);
+        }
+    }
+}
+
+/* A product of n matrices, and groups of an item: enough items for every thread to find work to the
+ * end, each large enough to be worth handing out. */
+static struct product product_of(kvc_model *m, const kvc__act *act, bool quantised, uint32_t n,
+                                 const kvc__mat *const *w, float *const *out) {
     struct product p = {.kern = m->kern,
                         .quantised = quantised,
                         .act = act,
@@ -49,19 +90,38 @@ static void multiply(kvc_model *m, const kvc__act *act, bool quantised, uint32_t
                         .tile_floats = m->work->tile_floats};
     uint32_t groups = 0;
     for (uint32_t i = 0; i < n; i++) {
+        p.w[i] = w[i];
+        p.out[i] = out[i];
         groups += w[i]->n_group;
     }
-    /* Enough items for every thread to find work to the end, each large enough to be worth handing
-     * out. */
     const uint32_t items = 8 * kvc__pool_n_thread(m->pool);
     p.chunk = groups / items > 0 ? groups / items : 1;
     p.chunk = act->n > 16 && p.chunk > 4 ? 4 : p.chunk;
+    return p;
+}
+
+/* out[i][act->n, n_row] = act × w[i]ᵀ for n matrices; then add += out[0], when it is given. */
+static void multiply(kvc_model *m, const kvc__act *act, bool quantised, uint32_t n,
+                     const kvc__mat *const *w, float *const *out, float *add) {
+    struct product p = product_of(m, act, quantised, n, w, out);
+    p.add = add;
     for (uint32_t i = 0; i < n; i++) {
-        p.w[i] = w[i];
-        p.out[i] = out[i];
         p.first[i + 1] = p.first[i] + (w[i]->n_group + p.chunk - 1) / p.chunk;
     }
     kvc__pool_run(m->pool, p.first[n], product_item, &p);
+}
+
+/* out[0] = gate(act × w[0]ᵀ) × (act × w[1]ᵀ), rounded too when gated isn't NULL: then an item's
+ * groups are whole blocks. */
+static void multiply_gated(kvc_model *m, const kvc__act *act, bool quantised,
+                           const kvc__mat *const *w, float *const *out, kvc__act *gated) {
+    struct product p = product_of(m, act, quantised, 2, w, out);
+    const uint32_t whole = KVC__BLOCK / KVC__GROUP;
+    p.gate = m->arch->gelu ? m->kern->gelu_mul : m->kern->silu_mul;
+    p.gated = gated;
+    p.chunk = (p.chunk / 2 + whole - 1) / whole * whole;
+    p.chunk = p.chunk > 0 ? p.chunk : whole;
+    kvc__pool_run(m->pool, (w[0]->n_group + p.chunk - 1) / p.chunk, gated_item, &p);
 }
 
 /* ---------------------------------------------------------------- rows */
@@ -76,25 +136,23 @@ struct rows {
     kvc__act act;
     float *x, *y;
     uint32_t n, width;
+    uint32_t each; /* rows of an item */
     bool quantise;
 };
-
-#define ROWS_PER_ITEM 8u
 
 static void rows_item(void *arg, uint32_t item, uint32_t thread) {
     struct rows *r = arg;
     (void)thread;
-    for (uint32_t i = item * ROWS_PER_ITEM; i < r->n && i < (item + 1) * ROWS_PER_ITEM; i++) {
+    for (uint32_t i = item * r->each; i < r->n && i < (item + 1) * r->each; i++) {
         r->fn(r, i);
     }
 }
 
+/* A row takes about as long as handing it out does. */
 static void each_row(struct rows *r) {
-    if (r->n <= ROWS_PER_ITEM) {
-        rows_item(r, 0, 0);
-        return;
-    }
-    kvc__pool_run(r->m->pool, (r->n + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM, rows_item, r);
+    r->each = r->n <= 2 ? r->n : (r->n + 15) / 16;
+    r->each = r->each > 8 ? 8 : r->each;
+    kvc__pool_run(r->m->pool, (r->n + r->each - 1) / r->each, rows_item, r);
 }
 
 /* Rounds row i of the activations at y to int8, when the product wants it. */
@@ -112,27 +170,11 @@ static void norm_row(struct rows *r, uint32_t i) {
     quantise_row(r, i);
 }
 
-static void add_row(struct rows *r, uint32_t i) {
-    r->m->kern->add(r->x + (size_t)i * r->width, r->y + (size_t)i * r->width, r->width);
-}
-
 /* x += the norm of y, where the architecture norms what a branch adds. */
 static void add_normed_row(struct rows *r, uint32_t i) {
-    float *y = r->y + (size_t)i * r->width;
+    float *x = r->x + (size_t)i * r->width, *y = r->y + (size_t)i * r->width;
     r->m->kern->rms_norm(y, r->w, r->width, r->m->hp.norm_eps, y);
-    add_row(r, i);
-}
-
-/* y (gate) = SiLU(y) × x (up) */
-static void silu_row(struct rows *r, uint32_t i) {
-    r->m->kern->silu_mul(r->y + (size_t)i * r->width, r->x + (size_t)i * r->width, r->width);
-    quantise_row(r, i);
-}
-
-/* y (gate) = GELU(y) × x (up) */
-static void gelu_row(struct rows *r, uint32_t i) {
-    r->m->kern->gelu_mul(r->y + (size_t)i * r->width, r->x + (size_t)i * r->width, r->width);
-    quantise_row(r, i);
+    r->m->kern->add(x, y, r->width);
 }
 
 /* Biases of a token's queries, keys and values. */
@@ -164,13 +206,11 @@ static void head_norms_row(struct rows *r, uint32_t i) {
 static struct rows rows_of(kvc_model *m, uint32_t n, uint32_t width, float *x, float *y,
                            bool quantise) {
     struct rows r = {.m = m, .x = x, .y = y, .n = n, .width = width, .quantise = quantise};
-    r.act = (kvc__act){.n = n,
-                       .n_col = width,
-                       .f = y,
-                       .f_stride = width,
-                       .q = m->work->q,
-                       .d = m->work->d,
-                       .sum = m->work->sum};
+    r.act = m->work->rounded[0];
+    r.act.n = n;
+    r.act.n_col = width;
+    r.act.f = y;
+    r.act.f_stride = width;
     return r;
 }
 
@@ -180,12 +220,14 @@ static void norm(struct rows *r, const float *w) {
     each_row(r);
 }
 
-/* x += y; with a norm's weights, x += the norm of y. */
-static void add(kvc_model *m, uint32_t n, uint32_t width, float *x, float *y, const float *w) {
-    struct rows r = rows_of(m, n, width, x, y, false);
-    r.w = w;
-    r.fn = w != NULL ? add_normed_row : add_row;
-    each_row(&r);
+/* x += the norm of y, when the architecture has weights for that; else x has y already. */
+static void add_normed(kvc_model *m, uint32_t n, float *x, float *y, const float *w) {
+    if (w != NULL) {
+        struct rows r = rows_of(m, n, m->hp.n_embd, x, y, false);
+        r.w = w;
+        r.fn = add_normed_row;
+        each_row(&r);
+    }
 }
 
 /* What stands between a layer's projections and attention in some architectures. */
@@ -384,7 +426,7 @@ static void layer_attention(kvc_model *m, uint32_t il, uint32_t n_part, uint32_t
     float *const to[] = {w->attend.q, w->attend.k, w->attend.v};
     struct rows r = rows_of(m, n, hp->n_embd, w->x, w->h, wants_int8(compute, 3, qkv));
     norm(&r, l->attn_norm);
-    multiply(m, &r.act, r.quantise, 3, qkv, to);
+    multiply(m, &r.act, r.quantise, 3, qkv, to, NULL);
     finish_projections(m, n, l);
 
     const uint64_t t0 = kvc__clock_ns();
@@ -394,8 +436,8 @@ static void layer_attention(kvc_model *m, uint32_t il, uint32_t n_part, uint32_t
     r = rows_of(m, n, hp->n_head * hp->dim_v, NULL, w->attend.out, wants_int8(compute, 1, o));
     r.fn = quantise_row;
     each_row(&r);
-    multiply(m, &r.act, r.quantise, 1, o, (float *const[]){w->h});
-    add(m, n, hp->n_embd, w->x, w->h, l->attn_post);
+    multiply(m, &r.act, r.quantise, 1, o, &w->h, l->attn_post == NULL ? w->x : NULL);
+    add_normed(m, n, w->x, w->h, l->attn_post);
 }
 
 static void layer_feed_forward(kvc_model *m, uint32_t il, uint32_t n, uint32_t compute) {
@@ -405,13 +447,16 @@ static void layer_feed_forward(kvc_model *m, uint32_t il, uint32_t n, uint32_t c
     const kvc__mat *const gate_up[] = {&l->gate, &l->up}, *const down[] = {&l->down};
     struct rows r = rows_of(m, n, hp->n_embd, w->x, w->h, wants_int8(compute, 2, gate_up));
     norm(&r, l->ffn_norm);
-    multiply(m, &r.act, r.quantise, 2, gate_up, (float *const[]){w->gate, w->up});
-
-    r = rows_of(m, n, hp->n_ff, w->up, w->gate, wants_int8(compute, 1, down));
-    r.fn = m->arch->gelu ? gelu_row : silu_row;
-    each_row(&r);
-    multiply(m, &r.act, r.quantise, 1, down, (float *const[]){w->h});
-    add(m, n, hp->n_embd, w->x, w->h, l->ffn_post);
+    const bool rounds = wants_int8(compute, 1, down);
+    kvc__act gated = w->rounded[1];
+    gated.n = n;
+    gated.n_col = hp->n_ff;
+    gated.f = w->gate;
+    gated.f_stride = hp->n_ff;
+    multiply_gated(m, &r.act, r.quantise, gate_up, (float *const[]){w->gate, w->up},
+                   rounds ? &gated : NULL);
+    multiply(m, &gated, rounds, 1, down, &w->h, l->ffn_post == NULL ? w->x : NULL);
+    add_normed(m, n, w->x, w->h, l->ffn_post);
 }
 
 static void embed_row(struct rows *r, uint32_t i) {
@@ -442,7 +487,7 @@ static void head_rows(kvc_model *m, uint32_t n, float *const *to, uint32_t compu
         dense &= to[i] == to[0] + i * vocab;
     }
     float *logits = dense ? to[0] : w->logits;
-    multiply(m, &r.act, r.quantise, 1, head, &logits);
+    multiply(m, &r.act, r.quantise, 1, head, &logits, NULL);
     if (m->hp.logit_cap > 0.0f) {
         r = rows_of(m, n, m->hp.n_vocab, logits, NULL, false);
         r.fn = cap_row;
@@ -552,14 +597,18 @@ static int32_t work_create(kvc_model *m, kvc__err *err) {
     w->h = kvc__alloc_n(&m->mem, n * hp->n_embd, sizeof(float));
     w->gate = kvc__alloc_n(&m->mem, n * hp->n_ff, sizeof(float));
     w->up = kvc__alloc_n(&m->mem, n * hp->n_ff, sizeof(float));
-    w->q = kvc__alloc_n(&m->mem, n * w->widest, 1);
-    w->d = kvc__alloc_n(&m->mem, n * w->widest / 32, sizeof(float));
-    w->sum = kvc__alloc_n(&m->mem, n * w->widest / 16, sizeof(int32_t));
+    bool rounded = true;
+    for (uint32_t i = 0; i < 2; i++) {
+        kvc__act *a = &w->rounded[i];
+        a->q = kvc__alloc_n(&m->mem, n * w->widest, 1);
+        a->d = kvc__alloc_n(&m->mem, n * w->widest / 32, sizeof(float));
+        a->sum = kvc__alloc_n(&m->mem, n * w->widest / 16, sizeof(int32_t));
+        rounded &= a->q != NULL && a->d != NULL && a->sum != NULL;
+    }
     w->tile = kvc__alloc_n(&m->mem, w->tile_floats * kvc__pool_n_thread(m->pool), sizeof(float));
     w->logits = kvc__alloc_n(&m->mem, (size_t)KVC__HEAD_ROWS * hp->n_vocab, sizeof(float));
     if (w->part == NULL || w->want == NULL || w->x == NULL || w->h == NULL || w->gate == NULL ||
-        w->up == NULL || w->q == NULL || w->d == NULL || w->sum == NULL || w->tile == NULL ||
-        w->logits == NULL) {
+        w->up == NULL || !rounded || w->tile == NULL || w->logits == NULL) {
         kvc__work_free(m);
         return kvc__fail(err, KVC_E_NOMEM, "no memory for a batch's scratch; lower n_batch");
     }
@@ -589,9 +638,11 @@ void kvc__work_free(kvc_model *model) {
     kvc__free(m, w->h, n * hp->n_embd * f);
     kvc__free(m, w->gate, n * hp->n_ff * f);
     kvc__free(m, w->up, n * hp->n_ff * f);
-    kvc__free(m, w->q, n * w->widest);
-    kvc__free(m, w->d, n * w->widest / 32 * f);
-    kvc__free(m, w->sum, n * w->widest / 16 * sizeof(int32_t));
+    for (uint32_t i = 0; i < 2; i++) {
+        kvc__free(m, w->rounded[i].q, n * w->widest);
+        kvc__free(m, w->rounded[i].d, n * w->widest / 32 * f);
+        kvc__free(m, w->rounded[i].sum, n * w->widest / 16 * sizeof(int32_t));
+    }
     kvc__free(m, w->tile, w->tile_floats * kvc__pool_n_thread(model->pool) * f);
     kvc__free(m, w->logits, KVC__HEAD_ROWS * (size_t)hp->n_vocab * f);
     kvc__free(m, w, sizeof *w);

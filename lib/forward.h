@@ -51,17 +51,15 @@ typedef struct kvc__part {
 /** Scratch of a model's batches. */
 typedef struct kvc__work {
     kvc__attend attend;
-    kvc__part *part; /* [n_batch] */
-    int32_t *want;   /* [n_batch] */
-    float *x;        /* [n_batch][n_embd] the residual stream */
-    float *h;        /* [n_batch][n_embd] normed, or a branch's output */
-    float *gate;     /* [n_batch][n_ff] */
-    float *up;       /* [n_batch][n_ff] */
-    int8_t *q;       /* [n_batch][widest] activations in int8 */
-    float *d;        /* [n_batch][widest / 32] */
-    int32_t *sum;    /* [n_batch][widest / 32] */
-    float *tile;     /* [n_thread][tile_floats] */
-    float *logits;   /* [KVC__HEAD_ROWS][n_vocab] for rows of several sessions */
+    kvc__part *part;     /* [n_batch] */
+    int32_t *want;       /* [n_batch] */
+    float *x;            /* [n_batch][n_embd] the residual stream */
+    float *h;            /* [n_batch][n_embd] normed, or a branch's output */
+    float *gate;         /* [n_batch][n_ff] */
+    float *up;           /* [n_batch][n_ff] */
+    kvc__act rounded[2]; /* buffers [n_batch][widest] of what goes into products in int8 */
+    float *tile;         /* [n_thread][tile_floats] */
+    float *logits;       /* [KVC__HEAD_ROWS][n_vocab] for rows of several sessions */
     size_t tile_floats, widest;
     uint64_t attention_ns, policy_ns;
 } kvc__work;

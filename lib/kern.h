@@ -81,6 +81,8 @@ typedef struct kvc__kern {
     void (*soften)(float *s, uint32_t n_row, float *max, float *sum, float *down);
     /* exp as above for one value <= 0. */
     float (*exp1)(float x);
+    /* The same for n values, in place; -INFINITY gives 0. */
+    void (*exps)(float *x, uint32_t n);
 
     /* ---- plain pages. type: KVC_TYPE_F32, _F16, _BF16. Keys are held as [dim][64] (element d of
      * all entries side by side), values as [64][dim]. */

@@ -31,10 +31,10 @@
         .rms_norm = rms_norm, .add = add, .scale = scale, .silu_mul = silu_mul,                    \
         .gelu_mul = gelu_mul, .soft_cap = soft_cap, .rope_norm = rope_norm,                        \
         .rope_neox = rope_neox, .hadamard = hadamard, .soften = soften, .exp1 = exp1,              \
-        .put_k = put_k, .put_v = put_v, .get_k = get_k, .get_v = get_v, .score = score,            \
-        .mix = mix, .axpy = axpy, .pack_k = pack_k, .pack_v = pack_v, .unpack_k = unpack_k,        \
-        .unpack_v = unpack_v, .pack_score_f = pack_score_f, .pack_score_q = pack_score_q,          \
-        .pack_mix_f = pack_mix_f, .pack_mix_q = pack_mix_q                                         \
+        .exps = exps, .put_k = put_k, .put_v = put_v, .get_k = get_k, .get_v = get_v,              \
+        .score = score, .mix = mix, .axpy = axpy, .pack_k = pack_k, .pack_v = pack_v,              \
+        .unpack_k = unpack_k, .unpack_v = unpack_v, .pack_score_f = pack_score_f,                  \
+        .pack_score_q = pack_score_q, .pack_mix_f = pack_mix_f, .pack_mix_q = pack_mix_q           \
     }
 
 #endif

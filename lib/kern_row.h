@@ -118,6 +118,12 @@ static float exp1(float x) {
     return vf_first(row_exp_neg(vf_set1(x)));
 }
 
+static void exps(float *x, uint32_t n) {
+    for (uint32_t i = 0; i < n; i += 16) {
+        vf_store_n(x + i, row_exp_neg(vf_load_n(x + i, n - i)), n - i);
+    }
+}
+
 /* The same for any x, as if it were in the interval. */
 INLINE vf row_exp_clamped(vf x) {
     return row_exp(vf_min(vf_max(x, vf_set1(-87.0f)), vf_set1(88.0f)));

@@ -157,6 +157,16 @@ START_TEST(exp_is_accurate) {
         util_check(k->exp1(nextafterf(-87.0f, -INFINITY)) == 0.0f);
         util_check(k->exp1(-INFINITY) == 0.0f);
         util_check(isnan(k->exp1(NAN)));
+        float x[19], y[20];
+        for (uint32_t i = 0; i < 19; i++) {
+            x[i] = y[i] = i % 7 == 6 ? -INFINITY : -(float)(i * i) / 3;
+        }
+        y[19] = 5;
+        k->exps(y, 19);
+        for (uint32_t i = 0; i < 19; i++) {
+            util_check(y[i] == k->exp1(x[i]));
+        }
+        util_check(y[19] == 5);
     }
 }
 END_TEST
