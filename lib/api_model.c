@@ -33,7 +33,11 @@ int32_t kvc_model_open(const char *path, kvc_params *params, kvc_model **out) {
     KVC_TRY(kvc__map_file(path, &map, err));
     kvc__err why = {""};
     int32_t rc = kvc__model_create(map.data, map.size, true, params, out, &why);
-    kvc__unmap(&map);
+    if (rc == KVC_OK && params != NULL && params->repack == 0) {
+        (*out)->map = map;
+    } else {
+        kvc__unmap(&map);
+    }
     return rc < 0 ? kvc__fail(err, rc, "%s: %s", path, why.text) : rc;
 }
 

@@ -20,7 +20,7 @@ struct product {
     uint32_t chunk;    /* groups of an item */
     bool quantised;
     const kvc__act *act;
-    float *tile;
+    float *tile, *group; /* scratch of a thread: tile_floats of each */
     size_t tile_floats;
     float *add;                                             /* what out[0] is added to, or NULL */
     void (*gate)(float *gate, const float *up, uint32_t n); /* of gated products */
@@ -33,13 +33,26 @@ static uint32_t rows_in(const kvc__mat *w, uint32_t g0, uint32_t g1) {
     return (end < w->n_row ? end : w->n_row) - g0 * KVC__GROUP;
 }
 
+static void run_packed(const struct product *p, const kvc__mat *w, uint32_t g0, uint32_t g1,
+                       float *out, size_t stride, uint32_t thread) {
+    if (p->quantised && kvc__mat_quantised(w->type)) {
+        p->kern->mm_q(w, g0, g1, p->act, out, stride);
+    } else {
+        p->kern->mm_f(w, g0, g1, p->act, out, stride, p->tile + thread * p->tile_floats);
+    }
+}
+
 static void run_groups(const struct product *p, uint32_t i, uint32_t g0, uint32_t g1,
                        uint32_t thread) {
     const kvc__mat *w = p->w[i];
-    if (p->quantised && kvc__mat_quantised(w->type)) {
-        p->kern->mm_q(w, g0, g1, p->act, p->out[i], w->n_row);
-    } else {
-        p->kern->mm_f(w, g0, g1, p->act, p->out[i], w->n_row, p->tile + thread * p->tile_floats);
+    if (w->data != NULL) {
+        run_packed(p, w, g0, g1, p->out[i], w->n_row, thread);
+        return;
+    }
+    for (uint32_t g = g0; g < g1; g++) {
+        kvc__mat one;
+        kvc__mat_group(w, g, (uint8_t *)(p->group + thread * p->tile_floats), &one);
+        run_packed(p, &one, 0, 1, p->out[i] + (size_t)KVC__GROUP * g, w->n_row, thread);
     }
 }
 
@@ -87,6 +100,7 @@ static struct product product_of(kvc_model *m, const kvc__act *act, bool quantis
                         .quantised = quantised,
                         .act = act,
                         .tile = m->work->tile,
+                        .group = m->work->group,
                         .tile_floats = m->work->tile_floats};
     uint32_t groups = 0;
     for (uint32_t i = 0; i < n; i++) {
@@ -597,18 +611,23 @@ static int32_t work_create(kvc_model *m, kvc__err *err) {
     w->h = kvc__alloc_n(&m->mem, n * hp->n_embd, sizeof(float));
     w->gate = kvc__alloc_n(&m->mem, n * hp->n_ff, sizeof(float));
     w->up = kvc__alloc_n(&m->mem, n * hp->n_ff, sizeof(float));
-    bool rounded = true;
+    bool held = true;
     for (uint32_t i = 0; i < 2; i++) {
         kvc__act *a = &w->rounded[i];
         a->q = kvc__alloc_n(&m->mem, n * w->widest, 1);
         a->d = kvc__alloc_n(&m->mem, n * w->widest / 32, sizeof(float));
         a->sum = kvc__alloc_n(&m->mem, n * w->widest / 16, sizeof(int32_t));
-        rounded &= a->q != NULL && a->d != NULL && a->sum != NULL;
+        held &= a->q != NULL && a->d != NULL && a->sum != NULL;
     }
     w->tile = kvc__alloc_n(&m->mem, w->tile_floats * kvc__pool_n_thread(m->pool), sizeof(float));
+    if (m->weight == NULL) {
+        w->group =
+            kvc__alloc_n(&m->mem, w->tile_floats * kvc__pool_n_thread(m->pool), sizeof(float));
+        held &= w->group != NULL;
+    }
     w->logits = kvc__alloc_n(&m->mem, (size_t)KVC__HEAD_ROWS * hp->n_vocab, sizeof(float));
     if (w->part == NULL || w->want == NULL || w->x == NULL || w->h == NULL || w->gate == NULL ||
-        w->up == NULL || !rounded || w->tile == NULL || w->logits == NULL) {
+        w->up == NULL || !held || w->tile == NULL || w->logits == NULL) {
         kvc__work_free(m);
         return kvc__fail(err, KVC_E_NOMEM, "no memory for a batch's scratch; lower n_batch");
     }
@@ -644,6 +663,8 @@ void kvc__work_free(kvc_model *model) {
         kvc__free(m, w->rounded[i].sum, n * w->widest / 16 * sizeof(int32_t));
     }
     kvc__free(m, w->tile, w->tile_floats * kvc__pool_n_thread(model->pool) * f);
+    kvc__free(m, w->group,
+              w->group != NULL ? w->tile_floats * kvc__pool_n_thread(model->pool) * f : 0);
     kvc__free(m, w->logits, KVC__HEAD_ROWS * (size_t)hp->n_vocab * f);
     kvc__free(m, w, sizeof *w);
     model->work = NULL;

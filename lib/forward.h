@@ -58,7 +58,8 @@ typedef struct kvc__work {
     float *gate;         /* [n_batch][n_ff] */
     float *up;           /* [n_batch][n_ff] */
     kvc__act rounded[2]; /* buffers [n_batch][widest] of what goes into products in int8 */
-    float *tile;         /* [n_thread][tile_floats] */
+    float *tile;         /* [n_thread][tile_floats] a group of weights as floats */
+    float *group;        /* as tile: one that is packed in use, or NULL: all are packed */
     float *logits;       /* [KVC__HEAD_ROWS][n_vocab] for rows of several sessions */
     size_t tile_floats, widest;
     uint64_t attention_ns, policy_ns;

@@ -11,7 +11,8 @@
 #include <math.h>
 #include <string.h>
 
-#define MAT_MAX ((uint64_t)1 << 31) /* most rows, most columns */
+#define MAT_MAX  ((uint64_t)1 << 31) /* most rows, most columns */
+#define MAT_UNIT 256u                /* a unit of a type has no more bytes */
 
 /* One type. 16 rows' blocks have as many bytes here as in the file. */
 typedef struct mat_type {
@@ -219,6 +220,20 @@ void kvc__mat_pack(kvc__mat *m, const uint8_t *src, uint32_t first, uint32_t end
     }
 }
 
+void kvc__mat_group(const kvc__mat *m, uint32_t g, uint8_t *dst, kvc__mat *out) {
+    const mat_type *t = mat_find(m->type);
+    const uint32_t left = m->n_row - KVC__GROUP * g;
+    *out = *m;
+    out->data = dst;
+    out->rows = NULL;
+    out->n_row = left < KVC__GROUP ? left : KVC__GROUP;
+    out->n_group = 1;
+    if (t != NULL) {
+        const size_t row_bytes = m->n_col / t->columns * (size_t)t->row_bytes;
+        kvc__mat_pack(out, m->rows + KVC__GROUP * (size_t)g * row_bytes, 0, 1);
+    }
+}
+
 /* ---------------------------------------------------------------- rows */
 
 static float mat_half(const uint8_t *p) {
@@ -273,25 +288,43 @@ static void mat_block_row(const mat_type *t, const uint8_t *head, uint32_t s, ui
     }
 }
 
+/* The float of row r in a column of 16. */
+static float mat_float(uint32_t type, const uint8_t *column, uint32_t r) {
+    uint16_t h;
+    float x;
+    switch (type) {
+    case KVC__T_F32:
+        memcpy(&x, column + 4 * r, sizeof x);
+        return x;
+    case KVC__T_F16:
+        return mat_half(column + 2 * r);
+    default:
+        memcpy(&h, column + 2 * r, sizeof h);
+        return half_of_bf16(h);
+    }
+}
+
 void kvc__mat_row(const kvc__mat *m, uint32_t row, float *out) {
-    const uint8_t *group = m->data + row / KVC__GROUP * m->group_bytes;
+    uint8_t own[KVC__GROUP * MAT_UNIT] = {0};
     const mat_type *t = mat_find(m->type);
-    const uint32_t r = row % KVC__GROUP;
     if (t == NULL) {
         return;
     }
-    for (uint32_t c = 0; c < m->n_col; c += t->columns, group += KVC__GROUP * t->row_bytes) {
-        if (m->type == KVC__T_F32) {
-            memcpy(out + c, group + 4 * r, sizeof *out);
-        } else if (m->type == KVC__T_F16) {
-            out[c] = mat_half(group + 2 * r);
-        } else if (m->type == KVC__T_BF16) {
-            uint16_t h;
-            memcpy(&h, group + 2 * r, sizeof h);
-            out[c] = half_of_bf16(h);
+    const size_t n_unit = m->n_col / t->columns;
+    for (size_t u = 0; u < n_unit; u++, out += t->columns) {
+        const uint8_t *unit = own;
+        uint32_t r = 0;
+        if (m->data != NULL) {
+            unit = m->data + row / KVC__GROUP * m->group_bytes + u * KVC__GROUP * t->row_bytes;
+            r = row % KVC__GROUP;
+        } else {
+            mat_pack_unit(t, m->rows + ((size_t)row * n_unit + u) * t->row_bytes, 0, own);
+        }
+        if (t->bits == 0) {
+            *out = mat_float(m->type, unit, r);
         }
         for (uint32_t s = 0; s < t->columns / KVC__BLOCK; s++) {
-            mat_block_row(t, group, s, r, out + c + (size_t)KVC__BLOCK * s);
+            mat_block_row(t, unit, s, r, out + (size_t)KVC__BLOCK * s);
         }
     }
 }

@@ -47,7 +47,8 @@ typedef struct kvc__mat {
     uint32_t n_col;   /* a multiple of 32 for quantised types, of 256 for K types */
     uint32_t n_group; /* n_row / 16, rounded up */
     size_t group_bytes;
-    uint8_t *data; /* [n_group][group_bytes], 64-byte aligned */
+    uint8_t *data;       /* [n_group][group_bytes], 64-byte aligned; NULL: not packed */
+    const uint8_t *rows; /* then the file's rows */
 } kvc__mat;
 
 /** Activations of n rows (tokens): float always; int8 in blocks of 32 when asked for. */
@@ -72,6 +73,9 @@ int32_t kvc__mat_init(kvc__mat *m, uint32_t type, uint64_t n_row, uint64_t n_col
 size_t kvc__mat_bytes(const kvc__mat *m);
 /** Packs groups [first, end) from the file's rows at src. [any] for different groups. */
 void kvc__mat_pack(kvc__mat *m, const uint8_t *src, uint32_t first, uint32_t end);
+/** Packs group g of a matrix that isn't packed into dst[group_bytes], 64-byte aligned: *out becomes
+ * a matrix of these rows alone. [any] */
+void kvc__mat_group(const kvc__mat *m, uint32_t g, uint8_t *dst, kvc__mat *out);
 /** Row `row` as floats: out[n_col]. */
 void kvc__mat_row(const kvc__mat *m, uint32_t row, float *out);
 

@@ -316,6 +316,17 @@ static int32_t place_weights(loader *l) {
     return KVC_OK;
 }
 
+/* Weights that stay where they are, in the file. */
+static int32_t leave_weights(loader *l) {
+    for (uint32_t i = 0; i < l->n_source; i++) {
+        l->source[i].mat->rows = l->source[i].data;
+    }
+    if (l->model->tied) {
+        l->model->head = l->model->embd;
+    }
+    return KVC_OK;
+}
+
 static int32_t pack_weights(loader *l) {
     kvc_model *m = l->model;
     KVC_TRY(place_weights(l));
@@ -399,7 +410,7 @@ static int32_t load(loader *l, const uint8_t *bytes, size_t n, const struct kvc_
     name_weights(l);
     uint32_t n_thread = params->n_threads ? params->n_threads : kvc__n_core();
     KVC_TRY(kvc__pool_create(&m->mem, n_thread, &m->pool, l->err));
-    return pack_weights(l);
+    return params->repack != 0 ? pack_weights(l) : leave_weights(l);
 }
 
 /* The handle's own bytes are counted by the allocator inside it, so it is taken with a temporary
@@ -439,7 +450,10 @@ int32_t kvc__model_create(const uint8_t *bytes, size_t n, bool is_map,
         return no_memory(err, "the model's handle", sizeof *m);
     }
     loader l = {.model = m, .is_map = is_map, .err = err};
-    int32_t rc = load(&l, bytes, n, params);
+    int32_t rc = params->repack == 0 && !is_map
+                     ? kvc__fail(err, KVC_E_UNSUPPORTED,
+                                 "with repack=0 weights stay in a file; open the model by its path")
+                     : load(&l, bytes, n, params);
     kvc__free(&m->mem, l.source, l.cap_source * sizeof *l.source);
     kvc__free(&m->mem, l.used, (size_t)l.g.n_tensor);
     kvc__gguf_close(&l.g);
@@ -474,6 +488,7 @@ void kvc__model_free(kvc_model *m) {
     }
     kvc__free(&m->mem, m->layer, h->n_layer * sizeof *m->layer);
     kvc__free(&m->mem, m->weight, m->weight_bytes);
+    kvc__unmap(&m->map);
     kvc__free(&m->mem, m->out_norm, h->n_embd * sizeof *m->out_norm);
     kvc__rope_free(&m->rope[0], &m->mem, h->n_rot);
     kvc__rope_free(&m->rope[1], &m->mem, h->n_rot);

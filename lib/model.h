@@ -13,6 +13,7 @@
 #include "kern.h"
 #include "mat.h"
 #include "mem.h"
+#include "os.h"
 #include "params.h"
 #include "pool.h"
 #include "rope.h"
@@ -56,6 +57,7 @@ struct kvc_model {
     uint32_t tied;   /* 1: head is embd */
     uint8_t *weight; /* [weight_bytes] the data of all matrices */
     size_t weight_bytes;
+    kvc__map map;      /* the file, whose rows the matrices are when they aren't packed */
     float *out_norm;   /* [n_embd] */
     kvc__layer *layer; /* [n_layer] */
     kvc__vocab *vocab;
@@ -75,7 +77,8 @@ struct kvc_model {
 };
 
 /** Builds a model from a GGUF file's bytes, which are not needed afterwards; is_map: they are a
- * mapped file, whose pages are given back one by one. Checks every
+ * mapped file, whose pages are given back one by one, or, without repack, which the
+ * caller gives to model->map then. Checks every
  * hyperparameter and the type and shape of every tensor. Weights are packed on all threads.
  * KVC_E_FORMAT, KVC_E_UNSUPPORTED, KVC_E_NOMEM. */
 int32_t kvc__model_create(const uint8_t *bytes, size_t n, bool is_map,

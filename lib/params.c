@@ -31,6 +31,7 @@ static const option options[] = {
     OPTION(OPTION_U32, n_threads, 0, KVC__POOL_MAX),
     OPTION(OPTION_U32, n_ctx, 0, INT64_C(1) << 20),
     OPTION(OPTION_U32, n_batch, 1, 4096),
+    OPTION(OPTION_U32, repack, 0, 1),
     OPTION(OPTION_COMPUTE, compute, KVC_COMPUTE_INT8, KVC_COMPUTE_F32),
     OPTION(OPTION_U64, seed, 0, INT64_MAX),
     OPTION(OPTION_INT, policy_env, 0, 1),
@@ -45,6 +46,7 @@ enum { N_OPTION = sizeof(options) / sizeof(options[0]) };
 const struct kvc_params kvc__params_default = {
     .n_batch = 512,
     .compute = KVC_COMPUTE_INT8,
+    .repack = 1,
     .policy_env = 1,
     .policy_default = 1,
     .top_p = 1.0,

@@ -17,6 +17,7 @@ struct kvc_params {
     uint32_t n_ctx;
     uint32_t n_batch;
     uint32_t compute;
+    uint32_t repack;
     uint64_t seed;
     int policy_env;
     int policy_default;

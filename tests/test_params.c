@@ -37,9 +37,9 @@ static const struct integer {
     const char *name;
     int64_t def, min, max;
 } integers[] = {
-    {"n_threads", 0, 0, 256},    {"n_ctx", 0, 0, 1048576},   {"n_batch", 512, 1, 4096},
-    {"compute", 0, 0, 1},        {"seed", 0, 0, INT64_MAX},   {"policy_env", 1, 0, 1},
-    {"policy_default", 1, 0, 1}, {"top_k", 0, 0, 2147483647},
+    {"n_threads", 0, 0, 256}, {"n_ctx", 0, 0, 1048576},    {"n_batch", 512, 1, 4096},
+    {"compute", 0, 0, 1},     {"repack", 1, 0, 1},         {"seed", 0, 0, INT64_MAX},
+    {"policy_env", 1, 0, 1},  {"policy_default", 1, 0, 1}, {"top_k", 0, 0, 2147483647},
 };
 static const struct fraction {
     const char *name;
@@ -51,8 +51,9 @@ enum {
 };
 
 static int64_t integer_of(const struct kvc_params *p, int i) {
-    const int64_t value[] = {p->n_threads,     p->n_ctx,      p->n_batch,        p->compute,
-                             (int64_t)p->seed, p->policy_env, p->policy_default, p->top_k};
+    const int64_t value[] = {p->n_threads,  p->n_ctx,          p->n_batch,
+                             p->compute,    p->repack,         (int64_t)p->seed,
+                             p->policy_env, p->policy_default, p->top_k};
     return value[i];
 }
 
@@ -178,8 +179,9 @@ START_TEST(compute_is_set_by_name) {
 END_TEST
 
 START_TEST(an_unknown_name_gets_the_nearest_and_all) {
-    const char *all = "n_threads, n_ctx, n_batch, compute, seed, policy_env, policy_default, "
-                      "temperature, top_k, top_p, min_p";
+    const char *all =
+        "n_threads, n_ctx, n_batch, repack, compute, seed, policy_env, policy_default, "
+        "temperature, top_k, top_p, min_p";
     refused(kvc_params_set_i64(params, "n_thread", 1), "\"n_thread\"", "mean \"n_threads\"?", all);
     refused(kvc_params_set_f64(params, "temprature", 1), "\"temprature\"", "\"temperature\"?", all);
     refused(kvc_params_set_str(params, "TOP_K", "1"), "\"TOP_K\"", all, NULL);

@@ -236,6 +236,52 @@ START_TEST(wanted_logits) {
 }
 END_TEST
 
+/* Weights that stay in the file give the same bits, whatever their type, and take no memory. */
+static const char *const files[] = {"tiny-f32.gguf",     "tiny-q4_1.gguf",    "tiny-untied.gguf",
+                                    "tiny-kv.gguf",      "weights-f16.gguf",  "weights-bf16.gguf",
+                                    "weights-q8_0.gguf", "weights-q4_0.gguf", "weights-q5_0.gguf",
+                                    "weights-q5_1.gguf", "weights-q4_k.gguf", "weights-q5_k.gguf",
+                                    "weights-q6_k.gguf", "weights-mix.gguf"};
+enum { N_FILE = sizeof files / sizeof *files };
+
+START_TEST(weights_may_stay_in_the_file) {
+    const char *name = files[_i / 2], *compute = _i % 2 == 0 ? "int8" : "f32";
+    char path[4096];
+    kvc_params *p = util_params();
+    kvc_model *m[2] = {util_model(name, 2, 0), NULL};
+    snprintf(path, sizeof path, "%s/%s", getenv("KVC_TEST_MODELS"), name);
+    ck_assert_int_eq(kvc_params_set_i64(p, "n_threads", 2), KVC_OK);
+    ck_assert_int_eq(kvc_params_set_i64(p, "repack", 0), KVC_OK);
+    const int32_t rc = kvc_model_open(path, p, &m[1]);
+    ck_assert_msg(rc == KVC_OK, "%s", kvc_params_error(p));
+    const uint32_t vocab = util_vocab(m[0]);
+    float *out[2] = {malloc(70 * vocab * sizeof(float)), malloc(70 * vocab * sizeof(float))};
+    for (int i = 0; i < 2; i++) {
+        kvc_session *s = util_session(m[i], "", compute, 128);
+        util_feed(s, tokens, 70, 0, i == 0 ? 64 : 7, vocab, out[i]);
+        kvc_session_close(s);
+    }
+    util_same(out[0], out[1], 70, vocab, name);
+    kvc_params_set_str(p, "repack", "2");
+    has(kvc_params_error(p), "repack");
+    for (int i = 0; i < 2; i++) {
+        kvc_model_close(m[i]);
+        free(out[i]);
+    }
+    kvc_params_destroy(p);
+}
+END_TEST
+
+START_TEST(bytes_in_memory_are_packed) {
+    kvc_params *p = util_params();
+    kvc_model *m = NULL;
+    ck_assert_int_eq(kvc_params_set_i64(p, "repack", 0), KVC_OK);
+    ck_assert_int_eq(kvc_model_open_memory("GGUF", 4, p, &m), KVC_E_UNSUPPORTED);
+    has(kvc_params_error(p), "by its path");
+    kvc_params_destroy(p);
+}
+END_TEST
+
 /* More sessions than are taken at a time, and than a batch has rows. */
 START_TEST(many_sessions) {
     enum { RUNS = 150 };
@@ -594,6 +640,8 @@ int main(void) {
     tcase_add_loop_test(tc, the_context_is_full, 0, 5);
     tcase_add_test(tc, wanted_logits);
     tcase_add_loop_test(tc, many_sessions, 0, 2);
+    tcase_add_loop_test(tc, weights_may_stay_in_the_file, 0, 2 * N_FILE);
+    tcase_add_test(tc, bytes_in_memory_are_packed);
     tc = add_case(suite, "threads");
     every_add(tc, cancel_in_a_prompt, 2 * N_SPEC, 8);
     every_add(tc, cancel_before_a_call, N_SPEC, 8);

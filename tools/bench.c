@@ -225,6 +225,7 @@ static int open_and_bench(cmp_bench_options *o, kvc_params *params) {
     cmp_machine machine;
     cmp_machine_read(&machine);
     if (kvc_params_set_i64(params, "n_threads", (int64_t)o->threads) < 0 ||
+        kvc_params_set_i64(params, "repack", o->no_repack == 0) < 0 ||
         kvc_params_set_i64(params, "seed", (int64_t)o->seed) < 0) {
         return cmp_complain(CMP_EXIT_USAGE, "%s", kvc_params_error(params));
     }

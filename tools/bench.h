@@ -22,6 +22,7 @@ typedef struct cmp_bench_options {
     const char *model;
     const char *output; /* NULL: standard output */
     int format;         /* CMP_FORMAT_… */
+    int no_repack;
     int verbose;
     uint32_t n_step, n_prompt; /* timed tokens; 0: not timed */
     uint32_t rounds, threads;

@@ -10,7 +10,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { KEY_SESSIONS = 256, KEY_ROUNDS, KEY_PP, KEY_HOT, KEY_THREADS, KEY_SEED, KEY_OUTPUT };
+enum {
+    KEY_SESSIONS = 256,
+    KEY_ROUNDS,
+    KEY_PP,
+    KEY_HOT,
+    KEY_THREADS,
+    KEY_NO_REPACK,
+    KEY_SEED,
+    KEY_OUTPUT
+};
 
 static const char doc[] =
     "Times prefill and decode under KV cache policies at several depths of context, and holds each "
@@ -45,6 +54,8 @@ static const struct argp_option option[] = {
     {0, 0, 0, 0, "How:", 2},
     {"rounds", KEY_ROUNDS, "N", 0, "runs of each (default 3)", 0},
     {"threads", KEY_THREADS, "N", 0, "threads that compute (default 0: one per core)", 0},
+    {"no-repack", KEY_NO_REPACK, 0, 0,
+     "leave the weights as they lie in the file: less memory, the same results, slow", 0},
     {"seed", KEY_SEED, "N", 0, "of the tokens, which are random, and of policies (default 0)", 0},
     {"verbose", 'v', 0, 0, "show what policies log, not only their warnings", 0},
     {0, 0, 0, 0, "Report:", 3},
@@ -117,6 +128,9 @@ static error_t parse_more(int key, char *arg, struct argp_state *state) {
         return 0;
     case KEY_THREADS:
         o->threads = (uint32_t)cmp_option_number(state, "threads", arg, 0, 1024);
+        return 0;
+    case KEY_NO_REPACK:
+        o->no_repack = 1;
         return 0;
     case KEY_SEED:
         o->seed = cmp_option_number(state, "seed", arg, 0, INT64_MAX);

@@ -20,6 +20,7 @@ enum {
     KEY_SPEED,
     KEY_ROUNDS,
     KEY_THREADS,
+    KEY_NO_REPACK,
     KEY_SEED,
     KEY_COMPUTE,
     KEY_OUTPUT,
@@ -67,6 +68,8 @@ static const struct argp_option option[] = {
     {"rounds", KEY_ROUNDS, "N", 0, "timed runs of each policy, 0: no timing (default 3)", 0},
     {0, 0, 0, 0, "How:", 3},
     {"threads", KEY_THREADS, "N", 0, "threads that compute (default 0: one per core)", 0},
+    {"no-repack", KEY_NO_REPACK, 0, 0,
+     "leave the weights as they lie in the file: less memory, the same results, slow", 0},
     {"seed", KEY_SEED, "N", 0, "seed of policies that use random numbers (default 0)", 0},
     {"compute", KEY_COMPUTE, "f32|int8", 0,
      "of the divergence pass; speed is always measured in int8 (default f32)", 0},
@@ -223,6 +226,9 @@ static error_t parse_option(int key, char *arg, struct argp_state *state) {
         return 0;
     case KEY_THREADS:
         o->threads = number32(state, "threads", arg, 0, 1024);
+        return 0;
+    case KEY_NO_REPACK:
+        o->no_repack = 1;
         return 0;
     case KEY_SEED:
         o->seed = cmp_option_number(state, "seed", arg, 0, INT64_MAX);

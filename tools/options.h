@@ -24,6 +24,7 @@ typedef struct cmp_options {
     const char *output;  /* NULL: standard output */
     uint32_t ctx, tokens, generate, speed_tokens, rounds, threads;
     uint64_t seed;
+    int no_repack;
     int verbose;
     int format; /* CMP_FORMAT_… */
     int list;   /* CMP_LIST_… */

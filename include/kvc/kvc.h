@@ -93,6 +93,9 @@ typedef void (*kvc_log_fn)(void *user, uint32_t level, const char *text);
  * | `n_threads` | model | threads that compute; 0 (default): one per core the process may use |
  * | `n_ctx` | session | most positions; 0 (default): the model's own, at most 8192 |
  * | `n_batch` | model | most tokens computed together, 1 to 4096; default 512 |
+ * | `repack` | model | 1 (default): weights are brought into the kernels' layout at load; 0: they
+ * stay in the mapped file, are brought there whenever they are used, give the same bits and take no
+ * memory of their own, but much time; of kvc_model_open() alone, and the file must not change |
  * | `compute` | session | "int8" (default) or "f32": KVC_COMPUTE_… |
  * | `seed` | session, sampler | seed of random numbers, 0 by default |
  * | `policy_env` | session, list | 1 (default): search KVC_POLICY_PATH; 0: don't |
