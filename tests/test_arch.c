@@ -25,8 +25,9 @@ static const char *const names[] = {
 };
 #define N_NAME (sizeof names / sizeof *names)
 
-/* Those of the grids: a window in every layer, biases, layers of two kinds with caps. */
-static const char *const grid_names[] = {"llama-window", "qwen2-yarn", "gemma3-caps"};
+/* Those of the grids: a window in every layer, biases, layers of two kinds with caps and weights of
+ * integers. */
+static const char *const grid_names[] = {"llama-window", "qwen2-yarn", "gemma3-caps-q8_0"};
 #define N_GRID_NAME (sizeof grid_names / sizeof *grid_names)
 
 /* Of each kind of format, choice and place: paths on which windows, caps and rotations differ. */
