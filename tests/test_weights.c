@@ -4,9 +4,10 @@
  * the twin's logits bit for bit; int8 ones come near them. */
 #include "engine_util.h"
 
-#include "kern.h"
+#include "every.h"
 
 #include <math.h>
+#include <stdbool.h>
 
 #define N      80u
 #define WANTED 60u
@@ -15,8 +16,7 @@
 
 static const char *const names[] = {"f16",  "bf16", "q8_0", "q4_0", "q4_1", "q5_0",
                                     "q5_1", "q4_k", "q5_k", "q6_k", "mix"};
-#define N_NAME          ((int)(sizeof names / sizeof *names))
-#define FIRST_QUANTISED 2
+#define N_NAME ((int)(sizeof names / sizeof *names))
 
 struct logits {
     uint32_t n_vocab;
@@ -72,12 +72,13 @@ static double divergence(const float *p, const float *q, uint32_t n) {
  * wrong place moves them a lot. */
 START_TEST(int8_logits_come_near_the_twins) {
     struct logits a = run(names[_i], "-f32", "f32", N), b = run(names[_i], "", "int8", N);
+    const bool is_float = strstr(names[_i], "f16") != NULL; /* then int8 rounds nothing */
     double mean = 0;
     for (uint32_t r = 0; r < ROWS; r++) {
         const size_t at = (size_t)r * a.n_vocab;
         mean += divergence(a.at + at, b.at + at, a.n_vocab) / ROWS;
     }
-    ck_assert_msg(mean > 0 && mean < 3e-2, "%s: %.3e", names[_i], mean);
+    ck_assert_msg(is_float ? mean == 0 : mean > 0 && mean < 3e-2, "%s: %.3e", names[_i], mean);
     free(a.at);
     free(b.at);
 }
@@ -101,9 +102,9 @@ END_TEST
 int main(void) {
     Suite *s = suite_create("weights");
     TCase *tc = tcase_create("twins");
-    tcase_add_loop_test(tc, exact_logits_are_the_twins, 0, N_NAME);
-    tcase_add_loop_test(tc, int8_logits_come_near_the_twins, FIRST_QUANTISED, N_NAME);
-    tcase_add_loop_test(tc, int8_logits_do_not_depend_on_the_way, 0, N_NAME);
+    every_add(tc, exact_logits_are_the_twins, N_NAME, 4);
+    every_add(tc, int8_logits_come_near_the_twins, N_NAME, 4);
+    every_add(tc, int8_logits_do_not_depend_on_the_way, N_NAME, 4);
     suite_add_tcase(s, tc);
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_NORMAL);
