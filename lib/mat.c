@@ -190,7 +190,12 @@ static void mat_pack_block(const mat_type *t, const uint8_t *src, uint32_t s, ui
 /* Row r of a head and its blocks, or of a column of floats. */
 static void mat_pack_unit(const mat_type *t, const uint8_t *src, uint32_t r, uint8_t *dst) {
     if (t->bits == 0) {
-        memcpy(dst + r * t->row_bytes, src, t->row_bytes);
+        /* Of a size that the compiler knows: a call for each weight would take longest of all. */
+        if (t->row_bytes == 4) {
+            memcpy(dst + 4 * r, src, 4);
+        } else {
+            memcpy(dst + 2 * r, src, 2);
+        }
         return;
     }
     mat_pack_head(t, src, r, dst);

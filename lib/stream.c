@@ -54,7 +54,8 @@ static int32_t set_path(kvc__stream *s, const char *path) {
 static int32_t open_temp(kvc__stream *s) {
     const size_t n = strlen(s->path) + 1;
     char *temp = s->path + n;
-    snprintf(temp, n + TEMP_EXTRA, "%s.%llx%llx", s->path, (unsigned long long)getpid(),
+    memcpy(temp, s->path, n);
+    snprintf(temp + n - 1, TEMP_EXTRA + 1, ".%llx%llx", (unsigned long long)getpid(),
              (unsigned long long)kvc__clock_ns());
     s->fd = kvc__unnamed_open(s->path);
     s->unnamed = s->fd >= 0;
