@@ -447,14 +447,14 @@ static int32_t check_text(const uint8_t *text, size_t n, kvc__err *err) {
 typedef struct job {
     const kvc__vocab *v;
     kvc__pretok_work *pretok;
-    kvc__bpe_work bpe;
+    kvc__merge_work merge;
     kvc__sink sink;
     kvc__err *err;
 } job;
 
 static int32_t encode_piece(void *ctx, const uint8_t *piece, size_t n) {
     job *j = ctx;
-    int32_t rc = kvc__bpe_encode(&j->v->bpe, j->v->mem, &j->bpe, piece, n, &j->sink);
+    int32_t rc = kvc__bpe_encode(&j->v->bpe, j->v->mem, &j->merge, piece, n, &j->sink);
     return rc < 0 ? kvc__fail(j->err, rc, "no memory to merge a piece of %zu bytes", n) : rc;
 }
 
@@ -507,7 +507,7 @@ int32_t kvc__vocab_tokenize_spans(const kvc__vocab *v, const char *text, size_t 
     KVC_TRY(check_text((const uint8_t *)text, n, err));
     KVC_TRY(kvc__pretok_work_create(v->pretok, &j.pretok, err));
     int32_t rc = encode_spans(&j, (const uint8_t *)text, span, n_span);
-    kvc__bpe_work_free(v->mem, &j.bpe);
+    kvc__merge_work_free(v->mem, &j.merge);
     kvc__pretok_work_destroy(v->pretok, j.pretok);
     *n_out = rc < 0 ? 0 : j.sink.n;
     return rc;
