@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * vocab.h: text to tokens and back. Byte-level BPE: special tokens are cut out first, the rest is
- * split by the pre-tokenizer's pattern (PCRE2), each piece is merged by rank. It knows tokens and
- * bytes, nothing of sessions. */
+ * vocab.h: text to tokens and back, by byte-level BPE or by SentencePiece's BPE. It knows tokens
+ * and bytes, nothing of sessions. */
 #ifndef KVC_VOCAB_H
 #define KVC_VOCAB_H
 

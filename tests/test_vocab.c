@@ -531,16 +531,13 @@ static void no_merges(void) {
     src.n_merge = 0;
 }
 static void other_model(void) {
-    src.model = "llama";
+    src.model = "bert";
 }
 static void no_model(void) {
     src.model = NULL;
 }
 static void other_pre(void) {
-    src.pre = "qwen2";
-}
-static void no_pre(void) {
-    src.pre = NULL;
+    src.pre = "gpt-4o";
 }
 static void few_types(void) {
     src.n_type--;
@@ -588,10 +585,9 @@ static const struct damage {
     int32_t status;
     const char *says;
 } damage[] = {
-    {other_model, KVC_E_UNSUPPORTED, "'llama'"},
+    {other_model, KVC_E_UNSUPPORTED, "'bert' is not supported; use a model with 'gpt2'"},
     {no_model, KVC_E_FORMAT, "tokenizer.ggml.model"},
-    {other_pre, KVC_E_UNSUPPORTED, "'qwen2' is not supported; use a model with one of 'gpt-2', "},
-    {no_pre, KVC_E_UNSUPPORTED, "tokenizer.ggml.pre"},
+    {other_pre, KVC_E_UNSUPPORTED, "'gpt-4o' is not supported; use a model with one of 'gpt-2', "},
     {no_tokens, KVC_E_FORMAT, "tokenizer.ggml.tokens"},
     {empty_tokens, KVC_E_FORMAT, "tokenizer.ggml.tokens"},
     {no_merges, KVC_E_FORMAT, "tokenizer.ggml.merges"},

@@ -177,16 +177,21 @@ KVC_API const char *kvc_model_error(const kvc_model *model);
 enum {
     KVC_TEXT_SPECIAL =
         1u << 0, /**< text such as `<|im_end|>` is the special token; and such tokens are printed */
-    KVC_TEXT_BOS = 1u << 1 /**< begin with the beginning-of-text token if the model wants one */
+    KVC_TEXT_BOS = 1u << 1, /**< begin with the beginning-of-text token if the model wants one */
+    KVC_TEXT_EOS = 1u << 2, /**< end with the end-of-text token if the model wants one */
+    KVC_TEXT_TRIM = 1u << 3 /**< leave out the spaces that tokenizing put in */
 };
 
-/** Text to tokens. text is UTF-8, n bytes. Writes at most cap ids to out and their full number to
- * *n_out; out may be NULL when cap is 0.
+/** Text to tokens. text is UTF-8, n bytes, and isn't normalised. Some vocabularies of SentencePiece
+ * begin a text, and go on behind a special token, with a space that isn't in it. Writes at most cap
+ * ids to out and their full number to *n_out; out may be NULL when cap is 0.
  * @return KVC_OK, KVC_E_UTF8 (the sentence gives the byte), KVC_E_NOMEM */
 KVC_API int32_t kvc_model_tokenize(kvc_model *model, const char *text, size_t n, uint32_t flags,
                                    int32_t *out, size_t cap, size_t *n_out);
 /** Tokens to bytes: writes at most cap to out and their full number to *n_out. A token may end
- * inside a UTF-8 character. Special tokens give nothing unless KVC_TEXT_SPECIAL.
+ * inside a UTF-8 character. Special tokens give nothing unless KVC_TEXT_SPECIAL. The bytes of some
+ * tokens are those of each, one after the other, so that an answer can be printed as it comes; with
+ * KVC_TEXT_TRIM, for tokens from the beginning of a text on, it is as it was before tokenizing.
  * @return KVC_OK, KVC_E_RANGE for an id outside the vocabulary */
 KVC_API int32_t kvc_model_detokenize(kvc_model *model, const int32_t *token, size_t n,
                                      uint32_t flags, char *out, size_t cap, size_t *n_out);
@@ -216,8 +221,8 @@ enum {
  * family NULL: the one recognised in the file's chat template by its markers, kvc_model_info.chat.
  * The template itself is never run. Families: "chatml". A default system message that the file's
  * template holds is used as the template would, when the first message is no system message; with a
- * family given by name there is none. The tokens begin with the beginning-of-text token if the model
- * or the family wants one.
+ * family given by name there is none. The tokens begin with the beginning-of-text token if the
+ * model or the family wants one.
  *
  * At most one system message, the first. n is at least 1, stride is sizeof(kvc_chat_message) in the
  * caller.
