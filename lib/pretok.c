@@ -11,8 +11,8 @@
 
 #define MAX_PATTERN 4
 #define MAX_NAME    4
-#define MATCH_LIMIT 1000000u /* steps for one piece; the patterns need a handful */
-#define HEAP_LIMIT  65536u   /* KiB */
+#define MATCH_LIMIT UINT32_MAX /* steps for one piece: the patterns need a few per byte at most */
+#define HEAP_LIMIT  65536u     /* KiB */
 
 /* Unicode's White_Space, since \s of PCRE2 holds U+180E besides; as the inside of a class. */
 #define SPACE "\\t-\\r\\x{85}\\p{Z}"

@@ -93,7 +93,6 @@ typedef struct job {
     kvc__merge_work merge;
     kvc__spm_work spm; /* SentencePiece's way */
     kvc__sink sink;
-    bool after_special; /* or at the beginning */
     kvc__err *err;
 } job;
 
@@ -109,14 +108,14 @@ static int32_t encode_piece(void *ctx, const uint8_t *piece, size_t n) {
     return rc < 0 ? kvc__fail(j->err, rc, "no memory to merge a piece of %zu bytes", n) : rc;
 }
 
-/* Text without special tokens in it. */
+/* Text between special tokens, or all of it when there is none: what stands at the beginning or
+ * after a special token. */
 static int32_t encode_plain(job *j, const uint8_t *text, size_t n) {
     const kvc__vocab *v = j->v;
     if (v->pretok) {
         return kvc__pretok_split(v->pretok, j->pretok, text, n, encode_piece, j, j->err);
     }
-    const bool prefix = v->space_prefix && j->after_special;
-    int32_t rc = kvc__spm_encode(&v->spm, v->mem, &j->spm, text, n, prefix, &j->sink);
+    int32_t rc = kvc__spm_encode(&v->spm, v->mem, &j->spm, text, n, v->space_prefix, &j->sink);
     return rc < 0 ? kvc__fail(j->err, rc, "no memory to merge a text of %zu bytes", n) : rc;
 }
 
@@ -124,7 +123,6 @@ static int32_t encode_plain(job *j, const uint8_t *text, size_t n) {
 static int32_t encode_until(job *j, const uint8_t *text, size_t n, int32_t id) {
     KVC_TRY(encode_plain(j, text, n));
     kvc__sink_put(&j->sink, id);
-    j->after_special = true;
     return KVC_OK;
 }
 
@@ -166,7 +164,7 @@ static int32_t encode_spans(job *j, const uint8_t *text, const kvc__span *span, 
 int32_t kvc__vocab_tokenize_spans(const kvc__vocab *v, const char *text, size_t n,
                                   const kvc__span *span, size_t n_span, int32_t *out, size_t cap,
                                   size_t *n_out, kvc__err *err) {
-    job j = {.v = v, .sink = {.out = out, .cap = cap}, .after_special = true, .err = err};
+    job j = {.v = v, .sink = {.out = out, .cap = cap}, .err = err};
     *n_out = 0;
     KVC_TRY(check_text((const uint8_t *)text, n, err));
     if (v->pretok) {
