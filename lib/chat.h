@@ -15,9 +15,9 @@
 
 /** What a model's file says of its chats. */
 typedef struct kvc__chat {
-    const struct chat_family *family; /* NULL: not recognised */
+    const struct kvc__chat_family *family; /* NULL: not recognised */
     bool has_template;
-    uint32_t details; /* bits of the family's own, from the template */
+    uint32_t details; /* KVC__CHAT_… of the template */
     char *system;     /* [n_system] the default system message, or NULL; a NUL behind */
     size_t n_system;
 } kvc__chat;

@@ -62,6 +62,20 @@ bool kvc__vocab_adds_bos(const kvc__vocab *v) {
     return v->add_bos && v->bos >= 0;
 }
 
+bool kvc__vocab_is_spm(const kvc__vocab *v) {
+    return v->pretok == NULL;
+}
+
+bool kvc__vocab_puts_space(const kvc__vocab *v) {
+    return v->space_prefix;
+}
+
+int32_t kvc__vocab_special(const kvc__vocab *v, const char *text) {
+    const size_t n = strlen(text);
+    int32_t id = kvc__special_match(&v->all, &v->tokens, (const uint8_t *)text, n);
+    return id >= 0 && kvc__token_len(&v->tokens, id) == n ? id : -1;
+}
+
 bool kvc__vocab_is_end(const kvc__vocab *v, int32_t token) {
     for (uint32_t i = 0; i < v->n_end; i++) {
         if (v->end[i] == token) {

@@ -25,6 +25,12 @@ int32_t kvc__vocab_eos(const kvc__vocab *v);
 int32_t kvc__vocab_eot(const kvc__vocab *v);
 /** Whether the file wants texts to begin with bos; false when it has none. */
 bool kvc__vocab_adds_bos(const kvc__vocab *v);
+/** Whether it is of SentencePiece, else of bytes. */
+bool kvc__vocab_is_spm(const kvc__vocab *v);
+/** Whether text after a special token gets a space in front. */
+bool kvc__vocab_puts_space(const kvc__vocab *v);
+/** The control or user-defined token with that text, or -1. */
+int32_t kvc__vocab_special(const kvc__vocab *v, const char *text);
 /** Whether the token ends a turn or a text; false for what is no token. */
 bool kvc__vocab_is_end(const kvc__vocab *v, int32_t token);
 

@@ -268,13 +268,6 @@ static int32_t load_id(const kvc__vocab *v, const kvc__gguf *g, const char *key,
     return KVC_OK;
 }
 
-/* A special token by its text, -1 when there is none. */
-static int32_t special_by_text(const kvc__vocab *v, const char *text) {
-    const size_t n = strlen(text);
-    int32_t id = kvc__special_match(&v->all, &v->tokens, (const uint8_t *)text, n);
-    return id >= 0 && kvc__token_len(&v->tokens, id) == n ? id : -1;
-}
-
 static void add_end(kvc__vocab *v, int32_t id) {
     if (id >= 0 && !kvc__vocab_is_end(v, id)) {
         v->end[v->n_end++] = id; /* at most eos, eot, eom and one of each text */
@@ -288,12 +281,12 @@ static void find_ends(kvc__vocab *v, int32_t eom) {
     add_end(v, v->eot);
     add_end(v, eom);
     for (size_t i = 0; i < COUNT(turn_end); i++) {
-        int32_t id = special_by_text(v, turn_end[i]);
+        int32_t id = kvc__vocab_special(v, turn_end[i]);
         v->eot = v->eot < 0 ? id : v->eot;
         add_end(v, id);
     }
     for (size_t i = 0; i < COUNT(text_end); i++) {
-        add_end(v, special_by_text(v, text_end[i]));
+        add_end(v, kvc__vocab_special(v, text_end[i]));
     }
 }
 

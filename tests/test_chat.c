@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: MIT
  * test_chat.c: chats to tokens: families recognised in templates, contents that try to be markers,
  * roles, orders, memory that fails. The vocabulary is all bytes and a few special tokens. */
-#include "chat.h"
+#include "vocab_cases.h"
 
+#include "chat.h"
 #include "gguf_bytes.h"
 
 #include <stdio.h>
+#include <time.h>
 
 static kvc__mem mem;
 static kvc__gguf gguf;
@@ -14,8 +16,14 @@ static kvc__chat chat;
 static kvc__err err;
 static bytes file;
 
-static const char *const special[] = {"<s>", "</s>", "<|im_start|>", "<|im_end|>", "\nX"};
-#define N_SPECIAL ((uint32_t)(sizeof special / sizeof *special))
+#define MAX_SPECIAL 8
+
+/* What the vocabulary has beside all bytes: special tokens, of which the first begins and the
+ * second ends a text. */
+static const struct kind {
+    const char *special[MAX_SPECIAL];
+    bool spm, space, add_bos;
+} plain = {{"<s>", "</s>", "<|im_start|>", "<|im_end|>", "\nX"}, false, false, false};
 enum { BOS, EOS, IM_START, IM_END, ODD };
 
 /* ---------------------------------------------------------------- a vocabulary */
@@ -24,8 +32,8 @@ enum { BOS, EOS, IM_START, IM_END, ODD };
 static void put_letter(bytes *b, uint32_t byte) {
     uint32_t moved = 256, c = 0;
     for (uint32_t i = 0; i <= byte; i++) {
-        bool plain = (i > 0x20 && i < 0x7f) || (i > 0xa0 && i != 0xad);
-        c = plain ? i : moved++;
+        bool printable = (i > 0x20 && i < 0x7f) || (i > 0xa0 && i != 0xad);
+        c = printable ? i : moved++;
     }
     char text[3] = {(char)c, 0, 0};
     if (c >= 0x80) {
@@ -35,33 +43,65 @@ static void put_letter(bytes *b, uint32_t byte) {
     put_str(b, text);
 }
 
-static void put_vocab(bytes *b, bool add_bos) {
-    const uint32_t n = N_SPECIAL + 256;
-    put_key(b, "tokenizer.ggml.model", KVC__GGUF_STRING);
-    put_str(b, "gpt2");
-    put_key(b, "tokenizer.ggml.pre", KVC__GGUF_STRING);
-    put_str(b, "gpt-2");
-    put_array(b, "tokenizer.ggml.tokens", KVC__GGUF_STRING, n);
-    for (uint32_t i = 0; i < N_SPECIAL; i++) {
-        put_str(b, special[i]);
+/* Pieces that would be made across the border of a marker and a content. */
+static const char *const piece[] = {
+    "H",   "[",    "]",   ">",  "\n",           "\xe2\x96\x81", "\xe2\x96\x81H",
+    "\nH", "\n\n", ">\n", "]H", "\xe2\x96\x81["};
+#define N_PIECE ((uint32_t)(sizeof piece / sizeof *piece))
+
+static uint32_t n_special(const struct kind *k) {
+    uint32_t n = 0;
+    while (n < MAX_SPECIAL && k->special[n] != NULL) {
+        n++;
     }
-    for (uint32_t i = 0; i < 256; i++) {
-        put_letter(b, i);
-    }
-    put_array(b, "tokenizer.ggml.token_type", KVC__GGUF_I32, n);
-    for (uint32_t i = 0; i < n; i++) {
-        put_u32(b, i < N_SPECIAL ? 3 : 1);
-    }
-    put_array(b, "tokenizer.ggml.merges", KVC__GGUF_STRING, 0);
-    put_u32_kv(b, "tokenizer.ggml.bos_token_id", BOS);
-    put_u32_kv(b, "tokenizer.ggml.eos_token_id", EOS);
-    put_key(b, "tokenizer.ggml.add_bos_token", KVC__GGUF_BOOL);
-    put_number(b, KVC__GGUF_BOOL, add_bos);
+    return n;
 }
 
-static void write_file(const char *template, bool add_bos) {
-    put_header(&file, 3, 0, template != NULL ? 9 : 8);
-    put_vocab(&file, add_bos);
+static void put_tokens(bytes *b, const struct kind *k) {
+    const uint32_t n = n_special(k), n_all = n + 256 + (k->spm ? N_PIECE : 0);
+    char text[8];
+    put_array(b, "tokenizer.ggml.tokens", KVC__GGUF_STRING, n_all);
+    for (uint32_t i = 0; i < n; i++) {
+        put_str(b, k->special[i]);
+    }
+    for (uint32_t i = 0; i < 256; i++) {
+        snprintf(text, sizeof text, "<0x%02X>", i);
+        if (k->spm) {
+            put_str(b, text);
+        } else {
+            put_letter(b, i);
+        }
+    }
+    for (uint32_t i = 0; n + 256 + i < n_all; i++) {
+        put_str(b, piece[i]);
+    }
+    put_array(b, "tokenizer.ggml.token_type", KVC__GGUF_I32, n_all);
+    for (uint32_t i = 0; i < n_all; i++) {
+        put_u32(b, i < n ? 3 : k->spm && i < n + 256 ? 6 : 1);
+    }
+    put_array(b, "tokenizer.ggml.scores", KVC__GGUF_F32, n_all);
+    for (uint32_t i = 0; i < n_all; i++) {
+        put_number(b, KVC__GGUF_F32, -(double)i);
+    }
+}
+
+static void put_flag(bytes *b, const char *key, bool value) {
+    put_key(b, key, KVC__GGUF_BOOL);
+    put_number(b, KVC__GGUF_BOOL, value);
+}
+
+static void write_file(const char *template, const struct kind *k) {
+    put_header(&file, 3, 0, template != NULL ? 11 : 10);
+    put_tokens(&file, k);
+    put_key(&file, "tokenizer.ggml.model", KVC__GGUF_STRING);
+    put_str(&file, k->spm ? "llama" : "gpt2");
+    put_key(&file, "tokenizer.ggml.pre", KVC__GGUF_STRING);
+    put_str(&file, "gpt-2");
+    put_array(&file, "tokenizer.ggml.merges", KVC__GGUF_STRING, 0);
+    put_u32_kv(&file, "tokenizer.ggml.bos_token_id", BOS);
+    put_u32_kv(&file, "tokenizer.ggml.eos_token_id", EOS);
+    put_flag(&file, "tokenizer.ggml.add_bos_token", k->add_bos);
+    put_flag(&file, "tokenizer.ggml.add_space_prefix", k->space);
     if (template != NULL) {
         put_key(&file, "tokenizer.chat_template", KVC__GGUF_STRING);
         put_str(&file, template);
@@ -70,10 +110,16 @@ static void write_file(const char *template, bool add_bos) {
     ck_assert_msg(kvc__gguf_open(&mem, file.p, file.n, &gguf, &err) == KVC_OK, "%s", err.text);
 }
 
-static void open_chat(const char *template, bool add_bos) {
-    write_file(template, add_bos);
+static void open_kind(const char *template, const struct kind *k) {
+    write_file(template, k);
     ck_assert_msg(kvc__vocab_create(&mem, &gguf, &vocab, &err) == KVC_OK, "%s", err.text);
     ck_assert_msg(kvc__chat_read(&mem, &gguf, &chat, &err) == KVC_OK, "%s", err.text);
+}
+
+static void open_chat(const char *template, bool add_bos) {
+    struct kind k = plain;
+    k.add_bos = add_bos;
+    open_kind(template, &k);
 }
 
 static void setup(void) {
@@ -93,6 +139,7 @@ static void teardown(void) {
 /* ---------------------------------------------------------------- comparing */
 
 #define MAX_TOKEN 4096
+#define N_MODEL   14 /* in chats.json */
 
 static int32_t token[MAX_TOKEN];
 static size_t n_token;
@@ -248,6 +295,128 @@ START_TEST(no_default_is_read_where_there_is_none) {
 }
 END_TEST
 
+/* ---------------------------------------------------------------- tests: every family */
+
+static const char *str_of(const json_t *o, const char *key) {
+    return json_string_value(json_object_get(o, key));
+}
+
+#define MAX_MESSAGE 8
+
+static uint32_t messages_of(const json_t *c, kvc_chat_message *m) {
+    const json_t *list = json_object_get(c, "messages");
+    const uint32_t n = (uint32_t)json_array_size(list);
+    ck_assert_uint_le(n, MAX_MESSAGE);
+    for (uint32_t i = 0; i < n; i++) {
+        const json_t *one = json_array_get(list, i), *content = json_array_get(one, 1);
+        m[i] = (kvc_chat_message){json_string_value(json_array_get(one, 0)),
+                                  json_string_value(content), json_string_length(content)};
+    }
+    return n;
+}
+
+/* The chat's tokens are those of the text that the model's template gives. */
+static void check_rendered(const json_t *model, const json_t *c) {
+    static int32_t want[MAX_TOKEN];
+    kvc_chat_message m[MAX_MESSAGE];
+    size_t n_want = 0;
+    const char *text = str_of(c, "text");
+    const uint32_t n = messages_of(c, m);
+    const bool prompt = json_is_true(json_object_get(c, "prompt"));
+    ck_assert_msg(tokenize(NULL, m, n, prompt ? KVC_CHAT_PROMPT : 0) == KVC_OK, "%s", err.text);
+    ck_assert_int_eq(kvc__vocab_tokenize(vocab, text,
+                                         json_string_length(json_object_get(c, "text")),
+                                         KVC_TEXT_SPECIAL, want, MAX_TOKEN, &n_want, &err),
+                     KVC_OK);
+    if (n_want != n_token || memcmp(want, token, n_want * sizeof *want) != 0) {
+        static char got[4 * MAX_TOKEN];
+        size_t n_got = 0;
+        (void)kvc__vocab_detokenize(vocab, token, n_token, KVC_TEXT_SPECIAL, got, sizeof got,
+                                    &n_got, &err);
+        ck_abort_msg("%s: '%.*s' for '%s'", str_of(model, "name"), (int)n_got, got, text);
+    }
+}
+
+START_TEST(chats_are_those_of_published_templates) {
+    json_t *root = cases_load("chats.json");
+    const json_t *model = json_array_get(root, (size_t)_i);
+    const json_t *special = json_object_get(model, "special");
+    struct kind k = {.spm = json_is_true(json_object_get(model, "spm")),
+                     .space = json_is_true(json_object_get(model, "space")),
+                     .add_bos = json_is_true(json_object_get(model, "add_bos"))};
+    ck_assert_uint_eq(json_array_size(root), N_MODEL);
+    for (size_t i = 0; i < json_array_size(special); i++) {
+        k.special[i] = json_string_value(json_array_get(special, i));
+    }
+    open_kind(str_of(model, "template"), &k);
+    ck_assert_str_eq(kvc__chat_name(&chat), str_of(model, "family"));
+    const json_t *chats = json_object_get(model, "chats");
+    ck_assert_uint_gt(json_array_size(chats), 20);
+    for (size_t i = 0; i < json_array_size(chats); i++) {
+        check_rendered(model, json_array_get(chats, i));
+    }
+    json_decref(root);
+}
+END_TEST
+
+START_TEST(turns_are_taken_where_the_family_wants_them) {
+    static const char *const family[] = {"llama2", "gemma",  "mistral",
+                                         "chatml", "llama3", "zephyr"};
+    const kvc_chat_message m[] = {message("system", "x"), message("user", "x"),
+                                  message("user", "x"), message("assistant", "x")};
+    open_chat(NULL, false);
+    const int32_t status = _i < 3 ? KVC_E_ARG : KVC_OK;
+    ck_assert_int_eq(tokenize(family[_i], m, 1, 0), status);
+    ck_assert(_i >= 3 || strstr(err.text, "needs a user message after") != NULL);
+    ck_assert_int_eq(tokenize(family[_i], m, 3, 0), status);
+    ck_assert(_i >= 3 || strstr(err.text, "message 2: family '") != NULL);
+    ck_assert(_i >= 3 || strstr(err.text, "in turn, here 'assistant'") != NULL);
+    ck_assert_int_eq(tokenize(family[_i], m + 3, 1, 0), status);
+    ck_assert_int_eq(tokenize(family[_i], m, 2, 0), KVC_OK);
+}
+END_TEST
+
+/* Markers of others, and what only some of a family's have. */
+START_TEST(families_are_known_by_their_markers) {
+    static const struct {
+        const char *template, *family;
+    } known[] = {
+        {"<|start_header_id|>", "llama3"},
+        {"<start_of_turn>", "gemma"},
+        {"[INST] <<SYS>>", "llama2"},
+        {"[INST]", "mistral"},
+        {"{{ '<|user|>' + x + eos_token }}", "zephyr"},
+        {"{{ '<|user|>' + x + '<|endoftext|>", "zephyr"},
+        {"{{ '<|user|>' + x + '<|end|>' }}{{ eos_token }}", ""},
+        {"<<SYS>>", ""},
+        {"<|im_start|", ""},
+    };
+    open_chat(known[_i].template, false);
+    ck_assert_str_eq(kvc__chat_name(&chat), known[_i].family);
+}
+END_TEST
+
+/* Each place would be read to the end. */
+START_TEST(a_hostile_template_is_read_in_time) {
+    static const char unit[] = "\\'<|im_start|>system\nx";
+    const size_t len = sizeof unit - 1, n = ((size_t)1 << 22) / len;
+    char *template = malloc(n * len + 1);
+    ck_assert_ptr_nonnull(template);
+    for (size_t i = 0; i < n; i++) {
+        memcpy(template + i * len, unit, len);
+    }
+    template[n * len] = 0;
+    clock_t begin = clock();
+    open_chat(template, false);
+    double seconds = (double)(clock() - begin) / CLOCKS_PER_SEC;
+    free(template);
+    ck_assert_ptr_null(chat.system);
+    ck_assert_msg(seconds < 10, "%g seconds", seconds);
+}
+END_TEST
+
+/* ---------------------------------------------------------------- tests: memory */
+
 static size_t allowed;
 
 static void *few(void *ctx, void *p, size_t old_size, size_t new_size, size_t align) {
@@ -299,6 +468,10 @@ int main(void) {
     tcase_add_test(c, what_is_no_chat_is_refused);
     tcase_add_loop_test(c, unknown_families_are_refused, 0, 4);
     tcase_add_loop_test(c, no_default_is_read_where_there_is_none, 0, 8);
+    tcase_add_loop_test(c, chats_are_those_of_published_templates, 0, N_MODEL);
+    tcase_add_loop_test(c, turns_are_taken_where_the_family_wants_them, 0, 6);
+    tcase_add_loop_test(c, families_are_known_by_their_markers, 0, 9);
+    tcase_add_test(c, a_hostile_template_is_read_in_time);
     tcase_add_test(c, without_memory_nothing_is_kept);
     suite_add_tcase(suite, c);
     SRunner *runner = srunner_create(suite);

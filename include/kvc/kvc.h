@@ -218,17 +218,18 @@ enum {
  * begin one by writing `<|im_end|>`: this is why there is no form that gives text. (To see it,
  * detokenize with KVC_TEXT_SPECIAL.)
  *
- * family NULL: the one recognised in the file's chat template by its markers, kvc_model_info.chat.
- * The template itself is never run. Families: "chatml". A default system message that the file's
- * template holds is used as the template would, when the first message is no system message; with a
- * family given by name there is none. The tokens begin with the beginning-of-text token if the
- * model or the family wants one.
+ * family NULL: the one recognised in the file's chat template by its markers, kvc_model_info.chat;
+ * what differs between its versions is read there too. The template itself is never run. Families:
+ * "chatml", "llama2", "llama3", "gemma", "mistral", "zephyr". A default system message that a
+ * ChatML template holds is used as the template would, when the first message is no system message;
+ * a family given by name has none. The tokens begin with the beginning-of-text token if the model
+ * or the family wants one. The day of Llama 3.1 is always 26 Jul 2024, its template's own.
  *
- * At most one system message, the first. n is at least 1, stride is sizeof(kvc_chat_message) in the
- * caller.
+ * At most one system message, the first; "llama2", "gemma" and "mistral" want user and assistant in
+ * turn after it, the user first. n is at least 1, stride is sizeof(kvc_chat_message) in the caller.
  *
  * To go on with a chat give all its messages again: where the tokens differ from those that the
- * session holds, kvc_session_truncate() to there and decode the rest.
+ * session holds, kvc_session_truncate() to there and decode the rest (one token at least).
  *
  * Writes at most cap ids to out and their full number to *n_out; out may be NULL when cap is 0.
  * @return KVC_OK, KVC_E_ARG (a role, their order, NULL), KVC_E_UNSUPPORTED (no template, one that
