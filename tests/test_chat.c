@@ -455,6 +455,41 @@ START_TEST(without_memory_nothing_is_kept) {
 }
 END_TEST
 
+/* ---------------------------------------------------------------- tests: the public calls */
+
+START_TEST(the_public_calls_check_their_arguments) {
+    const char *dir = getenv("KVC_TEST_MODELS");
+    const kvc_chat_message m = message("user", "Hi");
+    kvc_model *model = NULL;
+    kvc_model_info info = {.struct_size = sizeof info};
+    char path[1024];
+    size_t n = 7;
+    int32_t id[64];
+    snprintf(path, sizeof path, "%s/tiny-q4_0.gguf", dir != NULL ? dir : ".");
+    ck_assert_int_eq(kvc_model_open(path, NULL, &model), KVC_OK);
+    ck_assert_int_eq(kvc_model_get_info(model, &info), KVC_OK);
+    ck_assert_str_eq(info.chat, "");
+    ck_assert_int_eq(kvc_model_chat(NULL, NULL, &m, 1, sizeof m, 0, id, 64, &n), KVC_E_ARG);
+    ck_assert_int_eq(kvc_model_chat(model, NULL, NULL, 1, sizeof m, 0, id, 64, &n), KVC_E_ARG);
+    ck_assert_int_eq(kvc_model_chat(model, NULL, &m, 0, sizeof m, 0, id, 64, &n), KVC_E_ARG);
+    ck_assert_int_eq(kvc_model_chat(model, NULL, &m, 1, sizeof m, 0, NULL, 64, &n), KVC_E_ARG);
+    ck_assert_int_eq(kvc_model_chat(model, NULL, &m, 1, sizeof m, 0, id, 64, NULL), KVC_E_ARG);
+    ck_assert_int_eq(kvc_model_chat(model, NULL, &m, 1, 8, 0, id, 64, &n), KVC_E_ARG);
+    ck_assert_ptr_nonnull(strstr(kvc_model_error(model), "stride is 8; give sizeof"));
+    ck_assert_int_eq(kvc_model_chat(model, NULL, &m, 1, sizeof m, 0, id, 64, &n),
+                     KVC_E_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(kvc_model_error(model), "no tokenizer.chat_template; name the"));
+    ck_assert_int_eq(kvc_model_chat(model, "chatml", &m, 1, sizeof m, KVC_CHAT_PROMPT, NULL, 0, &n),
+                     KVC_OK);
+    ck_assert_uint_gt(n, 4);
+    ck_assert_int_eq(kvc_model_is_end(NULL, 0), 0);
+    ck_assert_int_eq(kvc_model_is_end(model, info.token_eos), 1);
+    ck_assert_int_eq(kvc_model_is_end(model, -1), 0);
+    ck_assert_int_eq(kvc_model_is_end(model, INT32_MAX), 0);
+    kvc_model_close(model);
+}
+END_TEST
+
 /* ---------------------------------------------------------------- main */
 
 int main(void) {
@@ -473,6 +508,7 @@ int main(void) {
     tcase_add_loop_test(c, families_are_known_by_their_markers, 0, 9);
     tcase_add_test(c, a_hostile_template_is_read_in_time);
     tcase_add_test(c, without_memory_nothing_is_kept);
+    tcase_add_test(c, the_public_calls_check_their_arguments);
     suite_add_tcase(suite, c);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

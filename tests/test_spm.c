@@ -454,6 +454,38 @@ START_TEST(without_memory_nothing_is_kept) {
 }
 END_TEST
 
+/* Damage anywhere: a sentence, or a vocabulary that works. */
+START_TEST(files_damaged_at_random_do_no_harm) {
+    uint64_t state = 88172645463325252u;
+    uint32_t n_made = 0;
+    add("<end_of_turn>", USER, 0);
+    write_file();
+    kvc__gguf_close(&gguf);
+    uint8_t *copy = malloc(file.n);
+    ck_assert_ptr_nonnull(copy);
+    for (int i = 0; i < 3000; i++) {
+        memcpy(copy, file.p, file.n);
+        mutate(copy + 24, file.n - 24, &state);
+        err.text[0] = 0;
+        int32_t rc = kvc__gguf_open(&mem, copy, file.n, &gguf, &err);
+        rc = rc == KVC_OK ? kvc__vocab_create(&mem, &gguf, &vocab, &err) : rc;
+        ck_assert(rc == KVC_OK || err.text[0] != 0);
+        if (rc == KVC_OK) {
+            n_made++;
+            tokenize("hello <s> abc\n\xc3\xa9", KVC_TEXT_SPECIAL | KVC_TEXT_BOS);
+            ck_assert_int_eq(
+                kvc__vocab_detokenize(vocab, token, n_token, 0, NULL, 0, &n_token, &err), KVC_OK);
+        }
+        kvc__vocab_destroy(vocab);
+        vocab = NULL;
+        kvc__gguf_close(&gguf);
+    }
+    free(copy);
+    ck_assert_uint_gt(n_made, 100);
+    ck_assert_uint_lt(n_made, 2900);
+}
+END_TEST
+
 #define LONG ((size_t)1 << 20)
 
 static const char *const unit[] = {"a",  " ",  "\xe2\x96\x81", "z", "\xc3\xa9",
@@ -509,6 +541,7 @@ int main(void) {
     tcase_add_loop_test(c, damaged_files_are_refused, 0, N_DAMAGE);
     tcase_add_test(c, odd_entries_are_tolerated);
     tcase_add_test(c, without_memory_nothing_is_kept);
+    tcase_add_test(c, files_damaged_at_random_do_no_harm);
     every_add(c, long_text_in_time, 2 * N_UNIT, 4);
     suite_add_tcase(suite, c);
     SRunner *runner = srunner_create(suite);
