@@ -23,7 +23,8 @@ static struct {
     uint32_t n, n_score;
     bool no_types, charsmap;
     int prefix, collapse, add_eos, add_bos; /* -1: left out */
-    int64_t bos, unk;                       /* -1: left out */
+    int64_t bos, unk, eom;                  /* -1: left out */
+    const char *odd;                        /* a key whose value is a text, or NULL */
 } src;
 
 static kvc__mem mem;
@@ -86,6 +87,12 @@ static void write_file(void) {
     n += (uint64_t)put_id(&file, "tokenizer.ggml.bos_token_id", src.bos);
     n += (uint64_t)put_id(&file, "tokenizer.ggml.unknown_token_id", src.unk);
     n += (uint64_t)put_flag(&file, "tokenizer.ggml.precompiled_charsmap", src.charsmap ? 1 : -1);
+    n += (uint64_t)put_id(&file, "tokenizer.ggml.eom_token_id", src.eom);
+    if (src.odd != NULL) {
+        put_key(&file, src.odd, KVC__GGUF_STRING);
+        put_str(&file, "x");
+        n++;
+    }
     put_padding(&file, 32);
     memcpy(file.p + 16, &n, sizeof n);
     ck_assert_msg(kvc__gguf_open(&mem, file.p, file.n, &gguf, &err) == KVC_OK, "%s", err.text);
@@ -106,7 +113,7 @@ static void setup(void) {
     char byte[8];
     memset(&src, 0, sizeof src);
     src.prefix = src.collapse = src.add_eos = src.add_bos = -1;
-    src.bos = src.unk = -1;
+    src.bos = src.unk = src.eom = -1;
     kvc__mem_init(&mem, NULL, NULL);
     add("<unk>", UNKNOWN, 0);
     add("<s>", CONTROL, 0);
@@ -277,11 +284,13 @@ END_TEST
 /* ---------------------------------------------------------------- tests: special tokens */
 
 START_TEST(ids_have_their_usual_places) {
+    src.eom = O;
     must_create();
     ck_assert_int_eq(kvc__vocab_bos(vocab), BOS);
     ck_assert_int_eq(kvc__vocab_eos(vocab), EOS);
     ck_assert_int_eq(kvc__vocab_eot(vocab), -1);
     ck_assert(kvc__vocab_is_end(vocab, EOS) && !kvc__vocab_is_end(vocab, BOS));
+    ck_assert(kvc__vocab_is_end(vocab, O));
     CHECK_IDS("a", KVC_TEXT_BOS | KVC_TEXT_EOS, BOS, SPACE_A);
 }
 END_TEST
@@ -399,6 +408,37 @@ START_TEST(damaged_files_are_refused) {
     ck_assert_msg(rc == damage[_i].status, "%d: %s", rc, err.text);
     ck_assert_msg(strstr(err.text, damage[_i].says) != NULL, "%s", err.text);
     ck_assert_ptr_null(vocab);
+}
+END_TEST
+
+static const char *const odd[] = {
+    "tokenizer.ggml.scores",           "tokenizer.ggml.bos_token_id",
+    "tokenizer.ggml.eos_token_id",     "tokenizer.ggml.eot_token_id",
+    "tokenizer.ggml.eom_token_id",     "tokenizer.ggml.unknown_token_id",
+    "tokenizer.ggml.add_bos_token",    "tokenizer.ggml.add_eos_token",
+    "tokenizer.ggml.add_space_prefix", "tokenizer.ggml.remove_extra_whitespaces",
+};
+#define N_ODD ((int)(sizeof odd / sizeof *odd))
+
+START_TEST(keys_of_other_types_are_refused) {
+    src.odd = odd[_i];
+    src.n_score = _i == 0 ? 0 : src.n_score;
+    write_file();
+    ck_assert_int_eq(kvc__vocab_create(&mem, &gguf, &vocab, &err), KVC_E_FORMAT);
+    ck_assert_msg(strstr(err.text, odd[_i]) != NULL, "%s", err.text);
+}
+END_TEST
+
+START_TEST(scores_are_numbers) {
+    write_file();
+    for (uint64_t i = 0; i < gguf.n_kv; i++) {
+        kvc__gguf_kv *kv = &gguf.kv[i];
+        if (kv->key.n == 21 && memcmp(kv->key.p, "tokenizer.ggml.scores", 21) == 0) {
+            kv->elem_type = KVC__GGUF_STRING;
+        }
+    }
+    ck_assert_int_eq(kvc__vocab_create(&mem, &gguf, &vocab, &err), KVC_E_FORMAT);
+    ck_assert_ptr_nonnull(strstr(err.text, "tokenizer.ggml.scores"));
 }
 END_TEST
 
@@ -539,6 +579,8 @@ int main(void) {
     tcase_add_test(c, what_the_file_says_of_ids_is_done);
     tcase_add_test(c, plain_text_is_never_a_control_token);
     tcase_add_loop_test(c, damaged_files_are_refused, 0, N_DAMAGE);
+    tcase_add_loop_test(c, keys_of_other_types_are_refused, 0, N_ODD);
+    tcase_add_test(c, scores_are_numbers);
     tcase_add_test(c, odd_entries_are_tolerated);
     tcase_add_test(c, without_memory_nothing_is_kept);
     tcase_add_test(c, files_damaged_at_random_do_no_harm);

@@ -535,6 +535,9 @@ static void no_merges(void) {
 static void other_model(void) {
     src.model = "bert";
 }
+static void long_model(void) {
+    src.model = "a-name-of-more-than-sixty-four-bytes-is-cut-to-so-many-in-the-sentence";
+}
 static void no_model(void) {
     src.model = NULL;
 }
@@ -588,6 +591,7 @@ static const struct damage {
     const char *says;
 } damage[] = {
     {other_model, KVC_E_UNSUPPORTED, "'bert' is not supported; use a model with 'gpt2'"},
+    {long_model, KVC_E_UNSUPPORTED, "so-many-in-the-se' is not supported"},
     {no_model, KVC_E_FORMAT, "tokenizer.ggml.model"},
     {other_pre, KVC_E_UNSUPPORTED, "'gpt-4o' is not supported; use a model with one of 'gpt-2', "},
     {no_tokens, KVC_E_FORMAT, "tokenizer.ggml.tokens"},
@@ -632,6 +636,22 @@ START_TEST(test_array_of_wrong_elements_is_refused) {
 }
 END_TEST
 
+START_TEST(test_value_of_wrong_type_is_refused) {
+    static const char *const key[] = {"model", "pre", "tokens", "merges", "token_type"};
+    write_file();
+    ck_assert_int_eq(kvc__gguf_open(&mem, out.p, out.n, &gguf, &err), KVC_OK);
+    for (uint64_t i = 0; i < gguf.n_kv; i++) {
+        kvc__gguf_kv *kv = &gguf.kv[i];
+        size_t n = strlen(key[_i]);
+        if (kv->key.n > n && memcmp(kv->key.p + kv->key.n - n, key[_i], n) == 0) {
+            kv->type = KVC__GGUF_U8;
+        }
+    }
+    ck_assert_int_eq(kvc__vocab_create(&mem, &gguf, &vocab, &err), KVC_E_FORMAT);
+    ck_assert_ptr_nonnull(strstr(err.text, key[_i]));
+}
+END_TEST
+
 START_TEST(test_byte_without_token_is_unknown) {
     missing_byte();
     src.unk = 1;
@@ -658,6 +678,9 @@ START_TEST(test_odd_entries_are_tolerated) {
     add_merge("e r");
     add_merge("unknown token");
     add_merge("a  ");
+    add_merge("a \xe2\x82\xac");
+    add_merge("\xe2\x82\xac a");
+    add_merge("b he");
     free(src.type);
     src.type = NULL;
     must_create();
@@ -829,6 +852,7 @@ static TCase *tests_file(void) {
     TCase *c = tcase_create("file");
     tcase_add_loop_test(c, test_damaged_file_is_refused, 0, COUNT(damage));
     tcase_add_loop_test(c, test_array_of_wrong_elements_is_refused, 0, 3);
+    tcase_add_loop_test(c, test_value_of_wrong_type_is_refused, 0, 5);
     tcase_add_test(c, test_byte_without_token_is_unknown);
     tcase_add_test(c, test_byte_outside_utf8_needs_no_token);
     tcase_add_test(c, test_odd_entries_are_tolerated);
