@@ -216,7 +216,8 @@ enum {
 /** A chat to tokens, in the form that the model was trained on. The markers around the messages
  * become special tokens; the contents are plain text throughout, so that no user can end a turn or
  * begin one by writing `<|im_end|>`: this is why there is no form that gives text. (To see it,
- * detokenize with KVC_TEXT_SPECIAL.)
+ * detokenize with KVC_TEXT_SPECIAL.) Markers that are no tokens in the model's vocabulary, as
+ * `[INST]` of Llama 2, can't be told from the same text in a content.
  *
  * family NULL: the one recognised in the file's chat template by its markers, kvc_model_info.chat;
  * what differs between its versions is read there too. The template itself is never run. Families:
