@@ -136,8 +136,12 @@ static bool byte_decode(kvc__str text, uint8_t *out) {
     }
     const char *hi = memchr(digit, text.p[3], sizeof digit - 1);
     const char *lo = memchr(digit, text.p[4], sizeof digit - 1);
-    *out = hi && lo ? (uint8_t)((hi - digit) % 16 << 4 | (lo - digit) % 16) : 0;
-    return hi && lo;
+    if (!hi || !lo) {
+        return false;
+    }
+    const unsigned value = (unsigned)(hi - digit) % 16 << 4 | (unsigned)(lo - digit) % 16;
+    *out = (uint8_t)value;
+    return true;
 }
 
 static size_t copy_bytes(kvc__str text, uint8_t *out) {
