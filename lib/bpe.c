@@ -1,40 +1,11 @@
 /* SPDX-License-Identifier: MIT
- * bpe.c: byte-pair merging of one piece. Symbols are a linked list over the piece's bytes, the
- * candidate pairs a binary heap ordered by rank, then place. The last step of tokenizing, after
- * vocab.c has cut the text; it must not know texts or patterns. */
+ * bpe.c: the rules of byte-level BPE, a hash table from pairs of tokens to what they become. The
+ * last step of tokenizing, after vocab.c has cut the text; it must not know texts or patterns. */
 #include "bpe.h"
 
 #include "kvc/status.h"
 
-#include <string.h>
 #include <xxhash.h>
-
-#define NONE UINT32_MAX
-#define KEEP (size_t)65536 /* least bytes of scratch, enough for nearly every piece */
-
-/* A run of bytes that is one token now. len 0: merged into its left neighbour. */
-typedef struct symbol {
-    int32_t id;
-    uint32_t prev, next; /* NONE at the ends */
-    uint32_t len;        /* bytes */
-} symbol;
-
-/* A pair that may be merged. A pair's bytes at one place only ever grow, so len tells whether the
- * entry is still about the two symbols that stand there. */
-typedef struct candidate {
-    uint64_t key; /* rank << 32 | place */
-    uint32_t len; /* bytes of both */
-    int32_t id;   /* what they become */
-} candidate;
-
-typedef struct merge {
-    const kvc__bpe *rules;
-    symbol *sym;
-    candidate *heap;
-    size_t n_heap;
-} merge;
-
-/* ---------------------------------------------------------------- rules */
 
 int32_t kvc__bpe_init(kvc__mem *mem, uint32_t n_rule, kvc__bpe *out) {
     uint32_t n_slot = 16;
@@ -79,132 +50,37 @@ void kvc__bpe_add(kvc__bpe *b, int32_t left, int32_t right, int32_t id, uint32_t
     }
 }
 
-/* ---------------------------------------------------------------- heap */
-
-static void heap_push(merge *m, candidate c) {
-    size_t i = m->n_heap++;
-    while (i > 0 && c.key < m->heap[(i - 1) / 2].key) {
-        m->heap[i] = m->heap[(i - 1) / 2];
-        i = (i - 1) / 2;
-    }
-    m->heap[i] = c;
+static int32_t first_byte(const void *rules, const uint8_t *text, size_t n, uint32_t *len) {
+    const kvc__bpe *b = rules;
+    (void)n;
+    *len = 1;
+    return b->byte[text[0]];
 }
 
-static candidate heap_pop(merge *m) {
-    candidate top = m->heap[0];
-    candidate last = m->heap[--m->n_heap];
-    size_t i = 0;
-    for (;;) {
-        size_t child = 2 * i + 1;
-        if (child >= m->n_heap) {
-            break;
-        }
-        if (child + 1 < m->n_heap && m->heap[child + 1].key < m->heap[child].key) {
-            child++;
-        }
-        if (last.key <= m->heap[child].key) {
-            break;
-        }
-        m->heap[i] = m->heap[child];
-        i = child;
-    }
-    m->heap[i] = last;
-    return top;
-}
-
-/* ---------------------------------------------------------------- merging */
-
-/* Puts the pair (at, its right neighbour) on the heap when there is a rule for it. */
-static void pair_push(merge *m, uint32_t at) {
-    if (at == NONE || m->sym[at].next == NONE) {
-        return;
-    }
-    const symbol *l = &m->sym[at];
-    const symbol *r = &m->sym[l->next];
+static bool find_rule(const void *rules, const uint8_t *text, const kvc__symbol *l,
+                      const kvc__symbol *r, uint32_t *rank, int32_t *id) {
+    (void)text;
     if (l->id < 0 || r->id < 0) {
-        return;
+        return false;
     }
-    const kvc__bpe_rule *rule = rule_slot(m->rules, l->id, r->id);
-    if (rule->left >= 0) {
-        heap_push(m, (candidate){.key = (uint64_t)rule->rank << 32 | at,
-                                 .len = l->len + r->len,
-                                 .id = rule->id});
-    }
+    const kvc__bpe_rule *rule = rule_slot(rules, l->id, r->id);
+    *rank = rule->rank;
+    *id = rule->id;
+    return rule->left >= 0;
 }
 
-static void pair_merge(merge *m, candidate c) {
-    uint32_t at = (uint32_t)c.key;
-    symbol *l = &m->sym[at];
-    if (l->len == 0 || l->next == NONE || l->len + m->sym[l->next].len != c.len) {
-        return;
-    }
-    symbol *r = &m->sym[l->next];
-    l->id = c.id;
-    l->len = c.len;
-    l->next = r->next;
-    r->len = 0;
-    if (l->next != NONE) {
-        m->sym[l->next].prev = at;
-    }
-    pair_push(m, l->prev);
-    pair_push(m, at);
-}
-
-/* Room for n symbols and 2n candidates: n - 1 at first, and a merge takes one and adds two. */
-static int32_t work_grow(kvc__mem *mem, kvc__bpe_work *work, size_t n) {
-    size_t need;
-    if (!kvc__mul_size(n, sizeof(symbol) + 2 * sizeof(candidate), &need)) {
-        return KVC_E_NOMEM;
-    }
-    if (need <= work->bytes) {
-        return KVC_OK;
-    }
-    kvc__bpe_work_free(mem, work);
-    need = need < KEEP ? KEEP : need;
-    work->block = kvc__alloc(mem, need);
-    work->bytes = work->block ? need : 0;
-    return work->block ? KVC_OK : KVC_E_NOMEM;
-}
-
-int32_t kvc__bpe_encode(const kvc__bpe *b, kvc__mem *mem, kvc__bpe_work *work, const uint8_t *piece,
-                        size_t n, kvc__sink *sink) {
+int32_t kvc__bpe_encode(const kvc__bpe *b, kvc__mem *mem, kvc__merge_work *work,
+                        const uint8_t *piece, size_t n, kvc__sink *sink) {
+    const kvc__merge_rules rules = {.rules = b, .first = first_byte, .pair = find_rule};
+    const kvc__symbol *sym = NULL;
     if (n == 0) {
         return KVC_OK;
     }
-    int32_t rc = work_grow(mem, work, n);
-    if (rc < 0) {
-        return rc;
-    }
-    symbol *sym = work->block;
-    merge m = {.rules = b, .sym = sym, .heap = (candidate *)(void *)(sym + n)};
-    for (uint32_t i = 0; i < n; i++) {
-        sym[i] = (symbol){.id = b->byte[piece[i]],
-                          .prev = i > 0 ? i - 1 : NONE,
-                          .next = i + 1 < n ? i + 1 : NONE,
-                          .len = 1};
-    }
-    for (uint32_t i = 0; i + 1 < n; i++) {
-        pair_push(&m, i);
-    }
-    while (m.n_heap > 0) {
-        pair_merge(&m, heap_pop(&m));
-    }
-    for (uint32_t i = 0; i != NONE; i = sym[i].next) {
+    int32_t rc = kvc__merge(&rules, mem, work, piece, n, &sym);
+    for (uint32_t i = 0; rc == KVC_OK && i != KVC__NO_SYMBOL; i = sym[i].next) {
         if (sym[i].id >= 0) {
             kvc__sink_put(sink, sym[i].id);
         }
     }
-    return KVC_OK;
-}
-
-void kvc__bpe_work_free(kvc__mem *mem, kvc__bpe_work *work) {
-    kvc__free(mem, work->block, work->bytes);
-    *work = (kvc__bpe_work){0};
-}
-
-void kvc__sink_put(kvc__sink *sink, int32_t id) {
-    if (sink->n < sink->cap) {
-        sink->out[sink->n] = id;
-    }
-    sink->n++;
+    return rc;
 }

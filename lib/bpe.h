@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT
- * bpe.h: merges one piece of bytes into tokens, the pair of lowest rank first. It knows ids and
- * ranks; what a token's text is, and where pieces come from, is vocab.c's business. */
+ * bpe.h: merges one piece of bytes into tokens by ranked pairs of tokens. It knows ids and ranks;
+ * what a token's text is, and where pieces come from, is vocab.c's business. */
 #ifndef KVC_BPE_H
 #define KVC_BPE_H
 
-#include "mem.h"
+#include "merge.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -23,31 +23,15 @@ typedef struct kvc__bpe {
     kvc__bpe_rule *slot;
 } kvc__bpe;
 
-/** Where tokens go: n counts all of them, out takes the first cap. */
-typedef struct kvc__sink {
-    int32_t *out;
-    size_t cap, n;
-} kvc__sink;
-
-/** Scratch of one tokenize call, grown as pieces need it; zeroed at first. */
-typedef struct kvc__bpe_work {
-    void *block; /* symbols, then the heap */
-    size_t bytes;
-} kvc__bpe_work;
-
 /** Prepares an empty table with room for n_rule rules, every byte -1. KVC_E_NOMEM. */
 int32_t kvc__bpe_init(kvc__mem *mem, uint32_t n_rule, kvc__bpe *out);
 /** Frees the table; a zeroed one is legal. */
 void kvc__bpe_free(kvc__mem *mem, kvc__bpe *b);
 /** Adds a rule; of two for the same pair the first stays. At most n_rule calls. */
 void kvc__bpe_add(kvc__bpe *b, int32_t left, int32_t right, int32_t id, uint32_t rank);
-/** Merges n bytes (below 2^31) in O(n log n) and appends the tokens to sink. KVC_E_NOMEM. [any] */
-int32_t kvc__bpe_encode(const kvc__bpe *b, kvc__mem *mem, kvc__bpe_work *work, const uint8_t *piece,
-                        size_t n, kvc__sink *sink);
-/** Frees the scratch. */
-void kvc__bpe_work_free(kvc__mem *mem, kvc__bpe_work *work);
-
-/** Appends one token. */
-void kvc__sink_put(kvc__sink *sink, int32_t id);
+/** Merges n bytes (below 2^31) in O(n log n) and appends the tokens to sink; a byte without a token
+ * gives none. KVC_E_NOMEM. [any] */
+int32_t kvc__bpe_encode(const kvc__bpe *b, kvc__mem *mem, kvc__merge_work *work,
+                        const uint8_t *piece, size_t n, kvc__sink *sink);
 
 #endif

@@ -399,6 +399,7 @@ static int32_t load(loader *l, const uint8_t *bytes, size_t n, const struct kvc_
     KVC_TRY(kvc__gguf_open(&m->mem, bytes, n, &l->g, l->err));
     KVC_TRY(read_arch(l));
     KVC_TRY(kvc__vocab_create(&m->mem, &l->g, &m->vocab, l->err));
+    KVC_TRY(kvc__chat_read(&m->mem, &l->g, &m->chat, l->err));
     m->hp.n_vocab = kvc__vocab_size(m->vocab);
     KVC_TRY(kvc__hparams_read(&l->g, m->arch, &m->hp, l->err));
     KVC_TRY(read_rope(l));
@@ -493,6 +494,7 @@ void kvc__model_free(kvc_model *m) {
     kvc__rope_free(&m->rope[0], &m->mem, h->n_rot);
     kvc__rope_free(&m->rope[1], &m->mem, h->n_rot);
     kvc__vocab_destroy(m->vocab);
+    kvc__chat_free(&m->mem, &m->chat);
     model_free_handle(m);
 }
 

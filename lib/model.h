@@ -6,6 +6,7 @@
 #define KVC_MODEL_H
 
 #include "arch.h"
+#include "chat.h"
 #include "err.h"
 #include "gguf.h"
 #include "hparams.h"
@@ -61,6 +62,7 @@ struct kvc_model {
     float *out_norm;   /* [n_embd] */
     kvc__layer *layer; /* [n_layer] */
     kvc__vocab *vocab;
+    kvc__chat chat;
     kvc__pool *pool;
     kvc__io *io; /* made with the first session that has a tier */
     const kvc__kern *kern;

@@ -9,9 +9,10 @@
 #include <pcre2.h>
 #include <string.h>
 
-#define MAX_PATTERN 2
-#define MATCH_LIMIT 1000000u /* steps for one piece; the patterns need a handful */
-#define HEAP_LIMIT  65536u   /* KiB */
+#define MAX_PATTERN 4
+#define MAX_NAME    4
+#define MATCH_LIMIT UINT32_MAX /* steps for one piece: the patterns need a few per byte at most */
+#define HEAP_LIMIT  65536u     /* KiB */
 
 /* Unicode's White_Space, since \s of PCRE2 holds U+180E besides; as the inside of a class. */
 #define SPACE "\\t-\\r\\x{85}\\p{Z}"
@@ -22,13 +23,37 @@
     "'(?:[sdmt]|ll|ve|re)| ?\\p{L}+| ?\\p{N}+| ?[^" SPACE "\\p{L}\\p{N}]+"                         \
     "|[" SPACE "]+(?![^" SPACE "])|[" SPACE "]+"
 
-/* One row for each tokenizer.ggml.pre that is known. */
+/* As GPT-2's, but contractions in any case, one character of any kind before letters, line ends
+ * with what is before them; digits by DIGITS. */
+#define LLAMA3(DIGITS)                                                                             \
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" DIGITS "| ?[^" SPACE             \
+    "\\p{L}\\p{N}]+[\\r\\n]*|[" SPACE "]*[\\r\\n]+|[" SPACE "]+(?![^" SPACE "])|[" SPACE "]+"
+
+/* Words end where small letters are followed by capital ones. */
+#define TEKKEN                                                                                     \
+    "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+"    \
+    "|[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*"   \
+    "|\\p{N}| ?[^" SPACE "\\p{L}\\p{N}]+[\\r\\n/]*|[" SPACE "]*[\\r\\n]+"                          \
+    "|[" SPACE "]+(?![^" SPACE "])|[" SPACE "]+"
+
+/* One row for each way to cut that is known. */
 static const struct pretok_row {
-    const char *name;
+    const char *name[MAX_NAME];       /* values of tokenizer.ggml.pre; NULL ends them */
+    uint32_t traits;                  /* KVC__PRE_… */
     const char *pattern[MAX_PATTERN]; /* in sequence; NULL ends them */
 } table[] = {
-    {"gpt-2", {GPT2, NULL}},
-    {"smollm", {"\\p{N}", GPT2}},
+    {{"gpt-2", "phi-2"}, 0, {GPT2}},
+    {{"smollm"}, 0, {"\\p{N}", GPT2}},
+    {{"llama-bpe", "llama3", "llama-v3"}, KVC__PRE_WHOLE | KVC__PRE_BOS, {LLAMA3("\\p{N}{1,3}")}},
+    {{"smaug-bpe"}, 0, {LLAMA3("\\p{N}{1,3}")}},
+    {{"qwen2", "deepseek-r1-qwen"}, 0, {LLAMA3("\\p{N}")}},
+    {{"tekken"}, KVC__PRE_WHOLE | KVC__PRE_BOS, {TEKKEN}},
+    {{"default"},
+     0,
+     {"[\\p{P}$+<=>^~|]+",
+      "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^" SPACE "\\p{L}\\p{N}]+"
+      "|[" SPACE "]+(?![^" SPACE "])",
+      "\\p{N}+", "[0-9][0-9][0-9]"}},
 };
 #define N_ROW (sizeof table / sizeof table[0])
 
@@ -36,6 +61,7 @@ struct kvc__pretok {
     kvc__mem *mem;
     pcre2_general_context *general;
     pcre2_match_context *limits;
+    uint32_t traits; /* KVC__PRE_… */
     uint32_t n;
     pcre2_code *code[MAX_PATTERN];
 };
@@ -73,8 +99,11 @@ static void pcre_free(void *p, void *mem) {
 
 static const struct pretok_row *row_find(kvc__str name) {
     for (size_t i = 0; i < N_ROW; i++) {
-        if (strlen(table[i].name) == name.n && memcmp(table[i].name, name.p, name.n) == 0) {
-            return &table[i];
+        for (size_t k = 0; k < MAX_NAME && table[i].name[k]; k++) {
+            const char *known = table[i].name[k];
+            if (strlen(known) == name.n && memcmp(known, name.p, name.n) == 0) {
+                return &table[i];
+            }
         }
     }
     return NULL;
@@ -83,8 +112,10 @@ static const struct pretok_row *row_find(kvc__str name) {
 static int32_t fail_unknown(kvc__str name, kvc__err *err) {
     char known[256] = "'";
     for (size_t i = 0; i < N_ROW; i++) {
-        strncat(known, i > 0 ? "', '" : "", sizeof known - strlen(known) - 1);
-        strncat(known, table[i].name, sizeof known - strlen(known) - 1);
+        for (size_t k = 0; k < MAX_NAME && table[i].name[k]; k++) {
+            strncat(known, i + k > 0 ? "', '" : "", sizeof known - strlen(known) - 1);
+            strncat(known, table[i].name[k], sizeof known - strlen(known) - 1);
+        }
     }
     return kvc__fail(err, KVC_E_UNSUPPORTED,
                      "tokenizer.ggml.pre '%.*s' is not supported; use a model with one of %s'",
@@ -125,6 +156,7 @@ int32_t kvc__pretok_create(kvc__mem *mem, kvc__str name, kvc__pretok **out, kvc_
         return kvc__fail(err, KVC_E_NOMEM, "no memory for the pre-tokenizer");
     }
     p->mem = mem;
+    p->traits = row->traits;
     p->general = pcre2_general_context_create(pcre_malloc, pcre_free, mem);
     p->limits = p->general ? pcre2_match_context_create(p->general) : NULL;
     if (!p->limits) {
@@ -145,6 +177,10 @@ out:
     return rc;
 }
 
+uint32_t kvc__pretok_traits(const kvc__pretok *p) {
+    return p->traits;
+}
+
 void kvc__pretok_destroy(kvc__pretok *p) {
     if (!p) {
         return;
@@ -159,9 +195,8 @@ void kvc__pretok_destroy(kvc__pretok *p) {
 
 /* ---------------------------------------------------------------- UTF-8 */
 
-/* Bytes of the UTF-8 character at p, 0 when it is none: overlong, a surrogate, above U+10FFFF, cut
- * off (Unicode standard, table of well-formed sequences). */
-static size_t utf8_len(const uint8_t *p, size_t n) {
+/* By the Unicode standard's table of well-formed sequences. */
+size_t kvc__utf8_len(const uint8_t *p, size_t n) {
     uint8_t lo = 0x80;
     uint8_t hi = 0xbf;
     size_t len;
@@ -195,7 +230,7 @@ static size_t utf8_len(const uint8_t *p, size_t n) {
 size_t kvc__utf8_valid(const uint8_t *text, size_t n) {
     size_t i = 0;
     while (i < n) {
-        size_t len = utf8_len(text + i, n - i);
+        size_t len = kvc__utf8_len(text + i, n - i);
         if (len == 0) {
             break;
         }

@@ -16,6 +16,7 @@ enum {
     KVC__TOKEN_UNKNOWN = 2,
     KVC__TOKEN_CONTROL = 3, /* cut out of text on request */
     KVC__TOKEN_USER = 4,    /* always cut out */
+    KVC__TOKEN_BYTE = 6,    /* "<0x1F>", where there are no merges */
     KVC__TOKEN_LAST = 6
 };
 

@@ -229,9 +229,10 @@ START_TEST(pcre2_without_unicode_is_refused) {
 END_TEST
 
 START_TEST(unknown_names_list_the_known_ones) {
-    ck_assert_int_eq(create("qwen2"), KVC_E_UNSUPPORTED);
-    ck_assert_str_eq(err.text, "tokenizer.ggml.pre 'qwen2' is not supported; use a model with one "
-                               "of 'gpt-2', 'smollm'");
+    ck_assert_int_eq(create("qwen3"), KVC_E_UNSUPPORTED);
+    ck_assert_str_eq(err.text, "tokenizer.ggml.pre 'qwen3' is not supported; use a model with one "
+                               "of 'gpt-2', 'phi-2', 'smollm', 'llama-bpe', 'llama3', 'llama-v3', "
+                               "'smaug-bpe', 'qwen2', 'deepseek-r1-qwen', 'tekken', 'default'");
     ck_assert_int_eq(
         create("a-name-of-more-than-sixty-four-bytes-is-cut-to-so-many-in-the-sentence"),
         KVC_E_UNSUPPORTED);

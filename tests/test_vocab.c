@@ -3,6 +3,8 @@
  * implementation, round trips, special tokens, damaged files, long texts under a time bound. */
 #include "vocab_cases.h"
 
+#include "every.h"
+
 #include <string.h>
 #include <time.h>
 
@@ -531,16 +533,16 @@ static void no_merges(void) {
     src.n_merge = 0;
 }
 static void other_model(void) {
-    src.model = "llama";
+    src.model = "bert";
+}
+static void long_model(void) {
+    src.model = "a-name-of-more-than-sixty-four-bytes-is-cut-to-so-many-in-the-sentence";
 }
 static void no_model(void) {
     src.model = NULL;
 }
 static void other_pre(void) {
-    src.pre = "qwen2";
-}
-static void no_pre(void) {
-    src.pre = NULL;
+    src.pre = "gpt-4o";
 }
 static void few_types(void) {
     src.n_type--;
@@ -588,10 +590,10 @@ static const struct damage {
     int32_t status;
     const char *says;
 } damage[] = {
-    {other_model, KVC_E_UNSUPPORTED, "'llama'"},
+    {other_model, KVC_E_UNSUPPORTED, "'bert' is not supported; use a model with 'gpt2'"},
+    {long_model, KVC_E_UNSUPPORTED, "so-many-in-the-se' is not supported"},
     {no_model, KVC_E_FORMAT, "tokenizer.ggml.model"},
-    {other_pre, KVC_E_UNSUPPORTED, "'qwen2' is not supported; use a model with one of 'gpt-2', "},
-    {no_pre, KVC_E_UNSUPPORTED, "tokenizer.ggml.pre"},
+    {other_pre, KVC_E_UNSUPPORTED, "'gpt-4o' is not supported; use a model with one of 'gpt-2', "},
     {no_tokens, KVC_E_FORMAT, "tokenizer.ggml.tokens"},
     {empty_tokens, KVC_E_FORMAT, "tokenizer.ggml.tokens"},
     {no_merges, KVC_E_FORMAT, "tokenizer.ggml.merges"},
@@ -634,6 +636,22 @@ START_TEST(test_array_of_wrong_elements_is_refused) {
 }
 END_TEST
 
+START_TEST(test_value_of_wrong_type_is_refused) {
+    static const char *const key[] = {"model", "pre", "tokens", "merges", "token_type"};
+    write_file();
+    ck_assert_int_eq(kvc__gguf_open(&mem, out.p, out.n, &gguf, &err), KVC_OK);
+    for (uint64_t i = 0; i < gguf.n_kv; i++) {
+        kvc__gguf_kv *kv = &gguf.kv[i];
+        size_t n = strlen(key[_i]);
+        if (kv->key.n > n && memcmp(kv->key.p + kv->key.n - n, key[_i], n) == 0) {
+            kv->type = KVC__GGUF_U8;
+        }
+    }
+    ck_assert_int_eq(kvc__vocab_create(&mem, &gguf, &vocab, &err), KVC_E_FORMAT);
+    ck_assert_ptr_nonnull(strstr(err.text, key[_i]));
+}
+END_TEST
+
 START_TEST(test_byte_without_token_is_unknown) {
     missing_byte();
     src.unk = 1;
@@ -660,6 +678,9 @@ START_TEST(test_odd_entries_are_tolerated) {
     add_merge("e r");
     add_merge("unknown token");
     add_merge("a  ");
+    add_merge("a \xe2\x82\xac");
+    add_merge("\xe2\x82\xac a");
+    add_merge("b he");
     free(src.type);
     src.type = NULL;
     must_create();
@@ -729,9 +750,33 @@ END_TEST
 
 #define LONG ((size_t)1 << 20)
 
+/* Those that are left out have the same patterns but for digits. */
+static const char *const pre[] = {"smollm", "llama-bpe", "tekken", "default"};
+#define N_PRE 4
+
 static const char *const unit[] = {
-    "a",  " ",          "\n",           "hello", "1", "'", "\xe6\x97\xa5", " a", "a ", "\t x",
-    "<a", "<|special|", "<|special|1>", "'s",    "l", "!",
+    "a",
+    " ",
+    "\n",
+    "hello",
+    "1",
+    "'",
+    "\xe6\x97\xa5",
+    " a",
+    "a ",
+    "\t x",
+    "<a",
+    "<|special|",
+    "<|special|1>",
+    "'s",
+    "l",
+    "!",
+    "A",
+    "Aa",
+    "aA",
+    "\xe1\xb5\x83",
+    "\r",
+    "A\xe1\xb5\x83",
 };
 
 /* Nothing is quadratic, and no pattern runs out of stack: a second is a hundred times what it
@@ -753,9 +798,9 @@ START_TEST(test_long_text_in_time) {
         snprintf(name, sizeof name, "<|special|%d>", i);
         add(name, CONTROL);
     }
-    src.pre = _i % 2 ? "smollm" : "gpt-2";
+    src.pre = pre[_i % N_PRE];
     must_create();
-    const char *u = unit[_i / 2];
+    const char *u = unit[_i / N_PRE];
     size_t len = strlen(u);
     for (size_t i = 0; i < LONG; i++) {
         text[i] = u[i % len];
@@ -788,7 +833,7 @@ static TCase *tests_text(void) {
     tcase_add_test(c, test_output_stops_at_cap);
     tcase_add_test(c, test_detokenize_refuses_foreign_ids);
     tcase_add_loop_test(c, test_invalid_utf8_is_placed, 0, COUNT(invalid));
-    tcase_add_loop_test(c, test_long_text_in_time, 0, 2 * COUNT(unit));
+    every_add(c, test_long_text_in_time, N_PRE * COUNT(unit), 4);
     return c;
 }
 
@@ -807,6 +852,7 @@ static TCase *tests_file(void) {
     TCase *c = tcase_create("file");
     tcase_add_loop_test(c, test_damaged_file_is_refused, 0, COUNT(damage));
     tcase_add_loop_test(c, test_array_of_wrong_elements_is_refused, 0, 3);
+    tcase_add_loop_test(c, test_value_of_wrong_type_is_refused, 0, 5);
     tcase_add_test(c, test_byte_without_token_is_unknown);
     tcase_add_test(c, test_byte_outside_utf8_needs_no_token);
     tcase_add_test(c, test_odd_entries_are_tolerated);

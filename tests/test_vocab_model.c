@@ -3,6 +3,8 @@
  * the model's file, named by KVC_TEST_MODEL; without it the program says so and returns 77. */
 #include "vocab_cases.h"
 
+#include "chat.h"
+
 #include "os.h"
 
 #include <string.h>
@@ -69,6 +71,58 @@ START_TEST(test_difficult_texts) {
 }
 END_TEST
 
+/* The file's own template is the one that the chats were rendered by. */
+static void check_chat(const kvc__chat *chat, const json_t *c) {
+    const json_t *list = json_object_get(c, "messages");
+    const char *text = json_string_value(json_object_get(c, "text"));
+    kvc_chat_message m[8];
+    int32_t got[1024], want[1024];
+    size_t n_got = 0, n_want = 0;
+    ck_assert_uint_le(json_array_size(list), 8);
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const json_t *one = json_array_get(list, i), *content = json_array_get(one, 1);
+        m[i] = (kvc_chat_message){json_string_value(json_array_get(one, 0)),
+                                  json_string_value(content), json_string_length(content)};
+    }
+    const bool prompt = json_is_true(json_object_get(c, "prompt"));
+    const kvc__chat_call call = {.message = m,
+                                 .n = (uint32_t)json_array_size(list),
+                                 .stride = sizeof *m,
+                                 .flags = prompt ? KVC_CHAT_PROMPT : 0,
+                                 .out = got,
+                                 .cap = 1024,
+                                 .n_out = &n_got};
+    ck_assert_int_eq(kvc__chat_tokenize(chat, vocab, &mem, &call, NULL), KVC_OK);
+    ck_assert_int_eq(
+        kvc__vocab_tokenize(vocab, text, strlen(text), KVC_TEXT_SPECIAL, want, 1024, &n_want, NULL),
+        KVC_OK);
+    ck_assert_msg(n_got == n_want && memcmp(got, want, n_got * sizeof *got) == 0, "'%s'", text);
+}
+
+START_TEST(test_chats) {
+    json_t *root = cases_load("chats.json");
+    const json_t *model = json_array_get(root, 0);
+    const json_t *chats = json_object_get(model, "chats");
+    kvc__str template;
+    kvc__chat chat;
+    open_vocab(NULL);
+    ck_assert_int_eq(kvc__gguf_str(&gguf, "tokenizer.chat_template", NULL, &template, NULL),
+                     KVC_OK);
+    const json_t *want = json_object_get(model, "template");
+    ck_assert_uint_eq(template.n, json_string_length(want));
+    ck_assert_int_eq(memcmp(template.p, json_string_value(want), template.n), 0);
+    ck_assert_int_eq(kvc__chat_read(&mem, &gguf, &chat, NULL), KVC_OK);
+    for (size_t i = 0; i < json_array_size(chats); i++) {
+        check_chat(&chat, json_array_get(chats, i));
+    }
+    ck_assert(kvc__vocab_is_end(vocab, 2) && kvc__vocab_is_end(vocab, 0));
+    ck_assert(!kvc__vocab_is_end(vocab, 1));
+    kvc__chat_free(&mem, &chat);
+    close_vocab();
+    json_decref(root);
+}
+END_TEST
+
 /* Every token but the special ones, on its own, gives back its bytes. */
 START_TEST(test_every_token_detokenizes) {
     open_vocab(NULL);
@@ -93,6 +147,7 @@ int main(void) {
     tcase_add_test(c, test_special_ids);
     tcase_add_test(c, test_reference);
     tcase_add_loop_test(c, test_difficult_texts, 0, 2);
+    tcase_add_test(c, test_chats);
     tcase_add_test(c, test_every_token_detokenizes);
     suite_add_tcase(suite, c);
     SRunner *runner = srunner_create(suite);

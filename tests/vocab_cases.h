@@ -12,7 +12,7 @@
 #include <stdlib.h>
 
 /* A JSON file of tests/data; fails the test when it can't be read. */
-static json_t *cases_load(const char *name) {
+static inline json_t *cases_load(const char *name) {
     const char *dir = getenv("KVC_TEST_DATA");
     char path[1024];
     json_error_t error;
@@ -23,7 +23,7 @@ static json_t *cases_load(const char *name) {
 }
 
 /* Tokenizes text, special tokens parsed, and compares with the ids expected. */
-static void case_check(const kvc__vocab *v, const json_t *text, const json_t *ids) {
+static inline void case_check(const kvc__vocab *v, const json_t *text, const json_t *ids) {
     kvc__err err = {""};
     size_t n = 0;
     size_t want = json_array_size(ids);
@@ -43,7 +43,7 @@ static void case_check(const kvc__vocab *v, const json_t *text, const json_t *id
 }
 
 /* All cases of an array of objects; text and ids are found under these keys. */
-static void cases_check(const kvc__vocab *v, const json_t *cases, const char *ids) {
+static inline void cases_check(const kvc__vocab *v, const json_t *cases, const char *ids) {
     ck_assert_uint_gt(json_array_size(cases), 0);
     for (size_t i = 0; i < json_array_size(cases); i++) {
         const json_t *c = json_array_get(cases, i);

@@ -400,6 +400,23 @@ static const char *const vocab_seeds[] = {
     "\x10\xf4\x90\x80\x80",
     "\x90"
     "any ids \xff\x80",
+    "\x18  hello \xe2\x96\x81 the  caf\xc3\xa9\t<|im_end|> x",
+    "\x1b<|im_start|> hello<user> \xe6\x97\xa5\n",
+    "\x98"
+    "any ids \xff\x80",
+    "\x09I'LL 12345 \r\n\n  x <|endoftext|>",
+    "\xc0"
+    "\x06<|im_end|>\n<|im_start|>system\nx",
+    "\xd8"
+    "\x01[INST] <|endoftext|> x",
+    "\xd8"
+    "\x04 x \xc3\xa9",
+    "\xcc"
+    "\x02  <|eot_id|>\n",
+    "\xd4"
+    "\x03 <end_of_turn> ",
+    "\xd0"
+    "\x05</s>\n<|user|>\n",
 };
 
 /* Every kind of operation, some on the second and third session; fuzz_ops.c says what each byte

@@ -97,6 +97,52 @@ void tiny_put_vocab(bytes *b, const tiny_shape *shape) {
     put_number(b, KVC__GGUF_BOOL, 1);
 }
 
+static const char *const piece[] = {"\xe2\x96\x81",
+                                    "h",
+                                    "e",
+                                    "l",
+                                    "\xe2\x96\x81t",
+                                    "he",
+                                    "ll",
+                                    "hell",
+                                    "\xe2\x96\x81he",
+                                    "\xc3\xa9",
+                                    "\xe2\x96\x81\xe2\x96\x81",
+                                    "t"};
+#define N_PIECE (sizeof piece / sizeof *piece)
+
+void tiny_put_spm(bytes *b) {
+    const uint32_t n = (uint32_t)(N_SPECIAL + 256 + N_PIECE);
+    char text[8];
+    put_key(b, "tokenizer.ggml.model", KVC__GGUF_STRING);
+    put_str(b, "llama");
+    put_array(b, "tokenizer.ggml.tokens", KVC__GGUF_STRING, n);
+    for (uint32_t i = 0; i < N_SPECIAL; i++) {
+        put_str(b, special[i]);
+    }
+    for (uint32_t i = 0; i < 256; i++) {
+        (void)snprintf(text, sizeof text, "<0x%02X>", i);
+        put_str(b, text);
+    }
+    for (uint32_t i = 0; i < N_PIECE; i++) {
+        put_str(b, piece[i]);
+    }
+    put_array(b, "tokenizer.ggml.token_type", KVC__GGUF_I32, n);
+    for (uint32_t i = 0; i < n; i++) {
+        put_u32(b, i < TINY_USER ? 3 : i == TINY_USER ? 4 : i < N_SPECIAL + 256 ? 6 : 1);
+    }
+    put_array(b, "tokenizer.ggml.scores", KVC__GGUF_F32, n);
+    for (uint32_t i = 0; i < n; i++) {
+        put_number(b, KVC__GGUF_F32, -(double)(i % 263));
+    }
+    put_u32_kv(b, "tokenizer.ggml.bos_token_id", 1);
+    put_u32_kv(b, "tokenizer.ggml.eos_token_id", 0);
+    put_key(b, "tokenizer.ggml.add_bos_token", KVC__GGUF_BOOL);
+    put_number(b, KVC__GGUF_BOOL, 1);
+    put_key(b, "tokenizer.ggml.add_space_prefix", KVC__GGUF_BOOL);
+    put_number(b, KVC__GGUF_BOOL, 1);
+}
+
 static void put_hparams(bytes *b, const tiny_shape *s) {
     put_key(b, "general.architecture", KVC__GGUF_STRING);
     put_str(b, "llama");
@@ -177,8 +223,8 @@ void tiny_put_model(bytes *b, const tiny_shape *s) {
 #define POLICIES(X)                                                                                \
     X(none)                                                                                        \
     X(full)                                                                                        \
-    X(window) X(h2o) X(tova) X(snapkv) X(quant8) X(quant4) X(kivi) X(t_mass) X(t_codec) X(t_pages) \
-        X(t_tier)
+    X(window)                                                                                      \
+    X(h2o) X(tova) X(snapkv) X(quant8) X(quant4) X(kivi) X(t_mass) X(t_codec) X(t_pages) X(t_tier)
 #define DECLARE(name) const kvc_policy *fuzz_entry_##name(uint32_t host_abi, uint32_t index);
 POLICIES(DECLARE)
 

@@ -34,6 +34,8 @@ extern const tiny_shape tiny_default;
 /** The keys of the vocabulary; n_kv of them. */
 void tiny_put_vocab(bytes *b, const tiny_shape *shape);
 #define TINY_VOCAB_KV 8u
+/** The same number of keys for a vocabulary of SentencePiece with the same special tokens. */
+void tiny_put_spm(bytes *b);
 /** A whole file. */
 void tiny_put_model(bytes *b, const tiny_shape *shape);
 
