@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: MIT
+//! Models: weights, vocabulary and threads. A model is shared by its clones, its sessions and its
+//! text streams; calls on it take turns, so that it may be used from any thread.
+
+use crate::error::{c_path, check, string, Result};
+use crate::{Params, TextStream, Token};
+use kvc_sys as sys;
+use std::fmt;
+use std::mem::{size_of, zeroed};
+use std::ops::BitOr;
+use std::os::raw::c_char;
+use std::path::Path;
+use std::ptr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// How text becomes tokens, and tokens text; combined by `|`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TextFlags(u32);
+
+impl TextFlags {
+    /// Special tokens are neither read nor written.
+    pub const PLAIN: Self = Self(0);
+    /// Text such as `<|im_end|>` is the special token; and such tokens are written.
+    pub const SPECIAL: Self = Self(sys::KVC_TEXT_SPECIAL);
+    /// Begin with the beginning-of-text token if the model wants one.
+    pub const BOS: Self = Self(sys::KVC_TEXT_BOS);
+}
+
+impl BitOr for TextFlags {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// What a model is.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+#[allow(missing_docs)] // the names are the header's
+pub struct ModelInfo {
+    /// "llama".
+    pub arch: String,
+    /// `general.name` of the file, or "".
+    pub name: String,
+    /// The most frequent weight type by bytes of the layers, "Q4_1".
+    pub weights: String,
+    /// 32 hexadecimal digits over header, tensor table and samples of the weights.
+    pub fingerprint: String,
+    pub n_layer: u32,
+    pub n_embd: u32,
+    /// Tokens in the vocabulary, and logits of a token.
+    pub n_vocab: u32,
+    /// Context it was trained for.
+    pub n_ctx_train: u32,
+    /// Query heads of the first layer.
+    pub n_head: u32,
+    /// KV heads of the first layer.
+    pub n_head_kv: u32,
+    /// Elements of a key.
+    pub head_dim: u32,
+    /// Threads that compute.
+    pub n_threads: u32,
+    /// Beginning of text.
+    pub bos: Option<Token>,
+    /// End of text.
+    pub eos: Option<Token>,
+    /// End of a chat turn.
+    pub eot: Option<Token>,
+    /// Weights.
+    pub n_param: u64,
+    pub file_bytes: u64,
+    /// Bytes of the file that decoding one token reads.
+    pub read_bytes: u64,
+    /// Multiply-adds of one token in the layers' products.
+    pub n_mac: u64,
+}
+
+/// The handle and what is asked of it for every token. The lock is for its calls and its sentence.
+struct Inner {
+    handle: Mutex<Handle>,
+    info: ModelInfo,
+}
+
+struct Handle(*mut sys::kvc_model);
+
+// A handle may be used from any thread, by one at a time.
+unsafe impl Send for Handle {}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        unsafe { sys::kvc_model_close(self.0) }
+    }
+}
+
+/// An open model. Clones are the same model.
+#[derive(Clone)]
+pub struct Model(Arc<Inner>);
+
+impl Model {
+    /// Opens a GGUF file. Uses `n_threads` and `n_batch` of the params.
+    pub fn open(path: impl AsRef<Path>, params: &Params) -> Result<Self> {
+        let path = c_path("the model's path", path.as_ref())?;
+        let given = params.give()?;
+        let mut model = ptr::null_mut();
+        given.check(unsafe { sys::kvc_model_open(path.as_ptr(), given.ptr(), &mut model) })?;
+        Self::new(Handle(model))
+    }
+
+    /// The same from bytes in memory, which aren't needed after the call.
+    pub fn from_bytes(bytes: &[u8], params: &Params) -> Result<Self> {
+        let given = params.give()?;
+        let mut model = ptr::null_mut();
+        given.check(unsafe {
+            let (p, n) = (bytes.as_ptr().cast(), bytes.len());
+            sys::kvc_model_open_memory(p, n, given.ptr(), &mut model)
+        })?;
+        Self::new(Handle(model))
+    }
+
+    fn new(handle: Handle) -> Result<Self> {
+        let info = read_info(&handle)?;
+        Ok(Self(Arc::new(Inner { handle: Mutex::new(handle), info })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Handle> {
+        self.0.handle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls on the C handle, alone on it.
+    pub(crate) fn with<T>(&self, call: impl FnOnce(*mut sys::kvc_model) -> T) -> T {
+        call(self.lock().0)
+    }
+
+    /// What the model is.
+    pub fn info(&self) -> &ModelInfo {
+        &self.0.info
+    }
+
+    /// Whether generation ends with this token: the end of text or of a chat turn.
+    pub fn is_end(&self, token: Token) -> bool {
+        let info = self.info();
+        info.eos == Some(token) || info.eot == Some(token)
+    }
+
+    /// Text to tokens.
+    pub fn tokenize(&self, text: &str, flags: TextFlags) -> Result<Vec<Token>> {
+        // No token is shorter than a byte but those that are put in front.
+        fill(text.len() + 2, |out: *mut Token, cap, n| {
+            self.with(|model| {
+                let (p, len) = (text.as_ptr().cast(), text.len());
+                let rc = unsafe { sys::kvc_model_tokenize(model, p, len, flags.0, out, cap, n) };
+                check(rc, || unsafe { sys::kvc_model_error(model) })
+            })
+        })
+    }
+
+    /// Tokens to bytes, which may begin and end inside a UTF-8 character: [`Model::text_stream`]
+    /// joins such pieces.
+    pub fn detokenize(&self, tokens: &[Token], flags: TextFlags) -> Result<Vec<u8>> {
+        fill(tokens.len() * 8 + 16, |out: *mut u8, cap, n| {
+            self.with(|model| {
+                let (p, len, out) = (tokens.as_ptr(), tokens.len(), out.cast::<c_char>());
+                let rc = unsafe { sys::kvc_model_detokenize(model, p, len, flags.0, out, cap, n) };
+                check(rc, || unsafe { sys::kvc_model_error(model) })
+            })
+        })
+    }
+
+    /// Text of tokens that come one by one.
+    pub fn text_stream(&self) -> TextStream {
+        TextStream::new(self.clone())
+    }
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Model").field(&self.info().name).finish()
+    }
+}
+
+fn read_info(handle: &Handle) -> Result<ModelInfo> {
+    let mut info: sys::kvc_model_info = unsafe { zeroed() };
+    info.struct_size = size_of::<sys::kvc_model_info>() as u32;
+    let rc = unsafe { sys::kvc_model_get_info(handle.0, &mut info) };
+    check(rc, || unsafe { sys::kvc_model_error(handle.0) })?;
+    let token = |t: Token| if t >= 0 { Some(t) } else { None };
+    Ok(ModelInfo {
+        arch: unsafe { string(info.arch) },
+        name: unsafe { string(info.name) },
+        weights: unsafe { string(info.weights) },
+        fingerprint: unsafe { string(info.fingerprint) },
+        n_layer: info.n_layer,
+        n_embd: info.n_embd,
+        n_vocab: info.n_vocab,
+        n_ctx_train: info.n_ctx_train,
+        n_head: info.n_head,
+        n_head_kv: info.n_head_kv,
+        head_dim: info.head_dim,
+        n_threads: info.n_threads,
+        bos: token(info.token_bos),
+        eos: token(info.token_eos),
+        eot: token(info.token_eot),
+        n_param: info.n_param,
+        file_bytes: info.file_bytes,
+        read_bytes: info.read_bytes,
+        n_mac: info.n_mac,
+    })
+}
+
+/// A vector from a call that writes at most `cap` items and answers how many there are.
+fn fill<T: Clone + Default>(
+    mut cap: usize,
+    call: impl Fn(*mut T, usize, *mut usize) -> Result<()>,
+) -> Result<Vec<T>> {
+    loop {
+        let mut out = vec![T::default(); cap];
+        let mut n = 0;
+        call(out.as_mut_ptr(), cap, &mut n)?;
+        if n <= cap {
+            out.truncate(n);
+            return Ok(out);
+        }
+        cap = n;
+    }
+}
