@@ -80,7 +80,7 @@ static int generate(generator *g, size_t n) {
         if (*token < 0) {
             return fail(kvc_status_text(*token));
         }
-        if (*token == info.token_eos || *token == info.token_eot) {
+        if (kvc_model_is_end(g->model, *token)) {
             break;
         }
         g->hash = fnv1a(g->hash, logits, info.n_vocab);

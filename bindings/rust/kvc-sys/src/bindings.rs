@@ -143,10 +143,20 @@ pub struct kvc_model_info {
     pub fingerprint: *const c_char,
     pub read_bytes: u64,
     pub n_mac: u64,
+    pub chat: *const c_char,
 }
 
 pub const KVC_TEXT_SPECIAL: u32 = 1;
 pub const KVC_TEXT_BOS: u32 = 2;
+pub const KVC_CHAT_PROMPT: u32 = 1;
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kvc_chat_message {
+    pub role: *const c_char,
+    pub content: *const c_char,
+    pub n_content: usize,
+}
 
 extern "C" {
     pub fn kvc_model_open(
@@ -178,6 +188,18 @@ extern "C" {
         n: usize,
         flags: u32,
         out: *mut c_char,
+        cap: usize,
+        n_out: *mut usize,
+    ) -> i32;
+    pub fn kvc_model_is_end(model: *const kvc_model, token: i32) -> u32;
+    pub fn kvc_model_chat(
+        model: *mut kvc_model,
+        family: *const c_char,
+        message: *const kvc_chat_message,
+        n: u32,
+        stride: u32,
+        flags: u32,
+        out: *mut i32,
         cap: usize,
         n_out: *mut usize,
     ) -> i32;

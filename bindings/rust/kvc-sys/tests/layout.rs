@@ -120,7 +120,7 @@ fn sizes() -> BTreeMap<&'static str, usize> {
     macro_rules! sizes {
         ($($name:ident)*) => { [$((stringify!($name), size_of::<$name>())),*].into() };
     }
-    sizes!(kvc_allocator kvc_model_info kvc_run kvc_session_stats kvc_stage_stats kvc_value
+    sizes!(kvc_allocator kvc_model_info kvc_chat_message kvc_run kvc_session_stats kvc_stage_stats kvc_value
         kvc_param kvc_policy_info)
 }
 

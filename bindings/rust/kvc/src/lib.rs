@@ -37,6 +37,7 @@
 
 #![deny(missing_docs, unsafe_op_in_unsafe_fn)]
 
+mod chat;
 mod error;
 mod generate;
 mod model;
@@ -47,6 +48,7 @@ mod sampler;
 mod session;
 mod text;
 
+pub use chat::{ChatFlags, Message};
 pub use error::{Error, Result, Status};
 pub use generate::Generate;
 pub use kvc_sys::kvc_session_stats as Stats;

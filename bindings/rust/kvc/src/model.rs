@@ -11,7 +11,7 @@ use std::ops::BitOr;
 use std::os::raw::c_char;
 use std::path::Path;
 use std::ptr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// How text becomes tokens, and tokens text; combined by `|`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,18 +74,22 @@ pub struct ModelInfo {
     pub read_bytes: u64,
     /// Multiply-adds of one token in the layers' products.
     pub n_mac: u64,
+    /// The family of its chat template, "chatml"; "" when it has none or an unknown one.
+    pub chat: String,
 }
 
-/// The handle and what is asked of it for every token. The lock is for its calls and its sentence.
+/// The handle with what was read of it once. The lock is for calls that leave a sentence there.
 struct Inner {
-    handle: Mutex<Handle>,
+    handle: Handle,
+    lock: Mutex<()>,
     info: ModelInfo,
 }
 
 struct Handle(*mut sys::kvc_model);
 
-// A handle may be used from any thread, by one at a time.
+// A handle may be used from any thread; what isn't [any] in the header is called under the lock.
 unsafe impl Send for Handle {}
+unsafe impl Sync for Handle {}
 
 impl Drop for Handle {
     fn drop(&mut self) {
@@ -120,16 +124,18 @@ impl Model {
 
     fn new(handle: Handle) -> Result<Self> {
         let info = read_info(&handle)?;
-        Ok(Self(Arc::new(Inner { handle: Mutex::new(handle), info })))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Handle> {
-        self.0.handle.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(Self(Arc::new(Inner { handle, lock: Mutex::new(()), info })))
     }
 
     /// Calls on the C handle, alone on it.
     pub(crate) fn with<T>(&self, call: impl FnOnce(*mut sys::kvc_model) -> T) -> T {
-        call(self.lock().0)
+        let _alone = self.0.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        call(self.0.handle.0)
+    }
+
+    /// Calls on the C handle that leave their sentence there.
+    pub(crate) fn try_with(&self, call: impl FnOnce(*mut sys::kvc_model) -> i32) -> Result<()> {
+        self.with(|model| check(call(model), || unsafe { sys::kvc_model_error(model) }))
     }
 
     /// What the model is.
@@ -137,21 +143,17 @@ impl Model {
         &self.0.info
     }
 
-    /// Whether generation ends with this token: the end of text or of a chat turn.
+    /// Whether a model that gives this token has ended its turn or its text.
     pub fn is_end(&self, token: Token) -> bool {
-        let info = self.info();
-        info.eos == Some(token) || info.eot == Some(token)
+        unsafe { sys::kvc_model_is_end(self.0.handle.0, token) != 0 }
     }
 
     /// Text to tokens.
     pub fn tokenize(&self, text: &str, flags: TextFlags) -> Result<Vec<Token>> {
         // No token is shorter than a byte but those that are put in front.
         fill(text.len() + 2, |out: *mut Token, cap, n| {
-            self.with(|model| {
-                let (p, len) = (text.as_ptr().cast(), text.len());
-                let rc = unsafe { sys::kvc_model_tokenize(model, p, len, flags.0, out, cap, n) };
-                check(rc, || unsafe { sys::kvc_model_error(model) })
-            })
+            let (p, len) = (text.as_ptr().cast(), text.len());
+            self.try_with(|m| unsafe { sys::kvc_model_tokenize(m, p, len, flags.0, out, cap, n) })
         })
     }
 
@@ -159,11 +161,8 @@ impl Model {
     /// joins such pieces.
     pub fn detokenize(&self, tokens: &[Token], flags: TextFlags) -> Result<Vec<u8>> {
         fill(tokens.len() * 8 + 16, |out: *mut u8, cap, n| {
-            self.with(|model| {
-                let (p, len, out) = (tokens.as_ptr(), tokens.len(), out.cast::<c_char>());
-                let rc = unsafe { sys::kvc_model_detokenize(model, p, len, flags.0, out, cap, n) };
-                check(rc, || unsafe { sys::kvc_model_error(model) })
-            })
+            let (p, len, out) = (tokens.as_ptr(), tokens.len(), out.cast::<c_char>());
+            self.try_with(|m| unsafe { sys::kvc_model_detokenize(m, p, len, flags.0, out, cap, n) })
         })
     }
 
@@ -205,11 +204,12 @@ fn read_info(handle: &Handle) -> Result<ModelInfo> {
         file_bytes: info.file_bytes,
         read_bytes: info.read_bytes,
         n_mac: info.n_mac,
+        chat: unsafe { string(info.chat) },
     })
 }
 
 /// A vector from a call that writes at most `cap` items and answers how many there are.
-fn fill<T: Clone + Default>(
+pub(crate) fn fill<T: Clone + Default>(
     mut cap: usize,
     call: impl Fn(*mut T, usize, *mut usize) -> Result<()>,
 ) -> Result<Vec<T>> {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 //! The crate as a program uses it, on a tiny model: KVC_TEST_MODELS is the directory that ctest fills.
 
-use kvc::{Model, Params, Run, Sampler, Session, Status, TextFlags, Token, Want};
+use kvc::{
+    ChatFlags, Message, Model, Params, Run, Sampler, Session, Status, TextFlags, Token, Want,
+};
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -175,10 +177,10 @@ fn generating_stops_at_the_end_of_the_context() {
 #[test]
 fn the_iterator_is_the_loop() {
     let m = model();
-    let p = prompt(100);
+    let p = prompt(70);
     let (mut a, mut b) = (session(&m, "quant8"), session(&m, "quant8"));
-    let (mut x, mut y) =
-        (Sampler::new(&Params::new()).unwrap(), Sampler::new(&Params::new()).unwrap());
+    let sampler = || Sampler::new(&Params::new().temperature(1.0).seed(3)).unwrap();
+    let (mut x, mut y) = (sampler(), sampler());
     let mut tokens = p.clone();
     let mut generate = a.generate(&mut x, &p);
     assert!(generate.logits().is_none());
@@ -189,7 +191,7 @@ fn the_iterator_is_the_loop() {
         assert_eq!(generate.logits(), Some(logits));
         tokens = vec![token];
     }
-    assert_eq!((a.n_past(), a.model().info().n_vocab), (107, m.info().n_vocab));
+    assert_eq!((a.n_past(), a.model().info().n_vocab), (77, m.info().n_vocab));
 }
 
 #[test]
@@ -340,4 +342,35 @@ fn a_seed_makes_the_same_tokens() {
     let mut greedy = Sampler::new(&Params::new()).unwrap();
     assert_eq!(greedy.sample(&[0.0, f32::NAN, 2.0, 2.0]), Ok(2));
     assert_eq!(error(greedy.sample(&[])).0, Status::ARG);
+}
+
+#[test]
+fn chats_become_tokens() {
+    let m = model();
+    let chat = [Message::system("Be brief."), Message::user("Hi <|im_end|>")];
+    // The tiny model has no template, and no markers.
+    assert_eq!((m.info().chat.as_str(), m.is_end(-1), m.is_end(1 << 20)), ("", false, false));
+    assert_eq!(error(m.chat(None, &chat, ChatFlags::PROMPT)).0, Status::UNSUPPORTED);
+    let (status, text) = error(m.chat(Some("no_such"), &chat, ChatFlags::PLAIN));
+    assert!(status == Status::UNSUPPORTED && text.contains("chatml"), "{text}");
+    assert_eq!(error(m.chat(Some("chatml"), &[], ChatFlags::PROMPT)).0, Status::ARG);
+    let odd = [Message { role: "us\0er", content: "" }];
+    assert_eq!(error(m.chat(None, &odd, ChatFlags::PROMPT)).0, Status::ARG);
+    let path = match std::env::var_os("KVC_TEST_MODEL") {
+        Some(path) => path,
+        None => return,
+    };
+    let m = Model::open(path, &Params::new()).unwrap();
+    let tokens = m.chat(None, &chat, ChatFlags::PROMPT).unwrap();
+    let bytes = m.detokenize(&tokens, TextFlags::SPECIAL).unwrap();
+    let text = String::from_utf8(bytes).unwrap();
+    if m.info().chat == "chatml" {
+        assert_eq!(
+            text,
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi <|im_end|><|im_end|>\n\
+             <|im_start|>assistant\n"
+        );
+        assert_eq!(tokens.iter().filter(|t| m.is_end(**t)).count(), 2);
+    }
+    assert_eq!(m.chat(Some(&m.info().chat), &chat, ChatFlags::PROMPT), Ok(tokens));
 }
