@@ -1,10 +1,11 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# check_bindings.sh rust|go|same SOURCE OUT STAGE CC LIBDIR: the bindings against the tree installed
+# check_bindings.sh rust|go|same|readme SOURCE OUT STAGE CC LIBDIR: the bindings against the tree installed
 # in STAGE. rust, go: formatted, without warnings, and their own tests pass. same: the programs
 # "generate" in C, Rust and Go print the same tokens, text and hash of the logits, byte for byte, on
-# KVC_TEST_MODEL or else on a tiny model. What is built lies in OUT. Exits with 77 when a toolchain
-# is missing.
+# KVC_TEST_MODEL or else on a tiny model. readme: so do the three programs of README.md, each in an
+# empty folder, by the commands that stand there. What is built lies in OUT. Exits with 77 when a
+# toolchain is missing.
 set -u
 what=$1
 src=$2
@@ -18,6 +19,9 @@ export CC="$cc" CARGO_TARGET_DIR="$out/rust" GOCACHE="$out/go-cache" GOFLAGS=-mo
     GOTOOLCHAIN=local PKG_CONFIG_PATH="$stage/$libdir/pkgconfig" LD_LIBRARY_PATH="$stage/$libdir" \
     KVC_POLICY_PATH=
 mkdir -p "$out/bin"
+# Go's cache doesn't look into headers of others.
+headers=$(cat "$(pkg-config --variable=includedir kvc)"/kvc/*.h | cksum | cut -d ' ' -f 1)
+export CGO_CFLAGS="-O2 -g -DKVC_HEADERS=$headers"
 
 skip() {
     echo "skipped: $*"
@@ -54,7 +58,7 @@ go_tests() {
     unformatted=$(gofmt -l .)
     [ -z "$unformatted" ] || { echo "not formatted: $unformatted"; failed=1; }
     go vet ./... || failed=1
-    GODEBUG=cgocheck=1 go test -timeout 120s ./... || failed=1
+    GODEBUG=cgocheck=1 go test -count=1 -timeout 120s ./... || failed=1
 }
 
 build_all() {
@@ -99,9 +103,51 @@ same() {
     one /no/such/model.gguf "$text"
 }
 
+# of_section AWK: lines of README's section on the three languages.
+of_section() {
+    awk '/^## / { inside = /^## From C, Go and Rust/ } inside' "$src/README.md" | awk "$1"
+}
+
+# snippet LANGUAGE FILE FIRST: puts the program into an empty folder and runs README's lines there
+# that begin with one of the words FIRST; the last of them runs the program.
+snippet() {
+    rm -rf "$out/readme-$1"
+    mkdir -p "$out/readme-$1/$(dirname "$2")"
+    cd "$out/readme-$1" || exit 1
+    of_section "/^\`\`\`/ { inside = 0 } inside { print } /^\`\`\`$1 *\$/ { inside = 1 }" >"$2"
+    of_section "/^    ($3) /" | sed "s|DIR|$stage|g; s|model\.gguf|$model|g" >commands
+    head -n 1 "$2" | grep -q "file: $2" || { echo "no program in $1"; failed=1; }
+    sed '$d' commands >build
+    sh -eu build >build.log 2>&1 && tail -n 1 commands | sh -eu >"../readme-$1.txt" ||
+        { echo "$1 failed"; cat commands build.log "../readme-$1.txt"; failed=1; }
+}
+
+readme() {
+    need_rust
+    need_go
+    model=${KVC_TEST_MODEL:-$KVC_TEST_MODELS/tiny-q4_0.gguf}
+    (cd "$src/bindings/rust" && cargo fetch -q --locked) || exit 1
+    export CARGO_NET_OFFLINE=true CARGO_TERM_QUIET=true GOFLAGS= GOPROXY=off
+    snippet c generate.c 'cc|[.]\/generate'
+    snippet rust src/main.rs cargo
+    snippet go main.go go
+    cd "$out" || exit 1
+    # The tiny model gives bytes that are no text, which C prints as they are.
+    for language in c rust go; do
+        LC_ALL=C tr -cd '\n\40-\176' <"readme-$language.txt" >"$language.ascii"
+    done
+    cat readme-c.txt
+    if [ -n "${KVC_TEST_MODEL:-}" ]; then
+        cmp readme-c.txt readme-rust.txt && cmp readme-c.txt readme-go.txt || failed=1
+    fi
+    cmp c.ascii rust.ascii && cmp c.ascii go.ascii || failed=1
+    [ "$(wc -c <c.ascii)" -gt 40 ] || { echo "nothing is printed"; failed=1; }
+}
+
 case $what in
 rust) rust ;;
 go) go_tests ;;
 same) same ;;
+readme) readme ;;
 esac
 exit $failed
