@@ -55,7 +55,7 @@ rust() {
 go_tests() {
     need_go
     cd "$src/bindings/go" || exit 1
-    unformatted=$(gofmt -l .)
+    unformatted=$("$(go env GOROOT)/bin/gofmt" -l .)
     [ -z "$unformatted" ] || { echo "not formatted: $unformatted"; failed=1; }
     go vet ./... || failed=1
     GODEBUG=cgocheck=1 go test -count=1 -timeout 120s ./... || failed=1
