@@ -100,6 +100,10 @@ same() {
     one "$model" "$text" full 1
     one "$model" "$text" no_such_policy
     one "$model" "" quant8
+    one "$model" "$text" quant8 0
+    one "$model" "$text" quant8 99999999999999999999
+    one "$model" "$text" quant8 5 -1
+    one "$model"
     one /no/such/model.gguf "$text"
 }
 

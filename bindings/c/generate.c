@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define N_MOST 1000000
+
 typedef struct generator {
     kvc_params *params;
     kvc_model *model;
@@ -50,17 +52,25 @@ static uint64_t fnv1a(uint64_t hash, const float *logits, size_t n) {
     return hash;
 }
 
+/* A number of tokens; 0 for what is none. */
+static size_t parse_n(const char *text) {
+    char *end = NULL;
+    const unsigned long n = strtoul(text, &end, 10);
+    return text[0] >= '0' && text[0] <= '9' && *end == '\0' && n <= N_MOST ? n : 0;
+}
+
 /* The prompt's tokens, with room for n more. */
 static int read_prompt(generator *g, const char *text, size_t n) {
-    const size_t bytes = strlen(text), cap = bytes + 2 + n;
-    g->token = cap < SIZE_MAX / sizeof *g->token ? malloc(cap * sizeof *g->token) : NULL;
+    const size_t bytes = strlen(text);
+    size_t most = 0;
+    if (kvc_model_tokenize(g->model, text, bytes, KVC_TEXT_BOS, NULL, 0, &most) < 0) {
+        return fail(kvc_model_error(g->model));
+    }
+    g->token = malloc((most + n) * sizeof *g->token);
     if (g->token == NULL) {
         return fail("out of memory");
     }
-    if (kvc_model_tokenize(g->model, text, bytes, KVC_TEXT_BOS, g->token, cap - n, &g->n_prompt) <
-        0) {
-        return fail(kvc_model_error(g->model));
-    }
+    kvc_model_tokenize(g->model, text, bytes, KVC_TEXT_BOS, g->token, most, &g->n_prompt);
     return 0;
 }
 
@@ -115,14 +125,15 @@ static int print(const generator *g) {
 int main(int argc, char **argv) {
     generator g = {0};
     int rc = -1;
-    const size_t n = argc > 4 ? (size_t)strtoull(argv[4], NULL, 10) : 32;
+    const char *policy = argc > 3 ? argv[3] : "quant8", *seed = argc > 5 ? argv[5] : NULL;
+    const size_t n = argc > 4 ? parse_n(argv[4]) : 32;
     if (argc < 3) {
         fail("usage: generate MODEL PROMPT [POLICY [N [SEED]]]");
-    } else if (open_all(&g, argv[1], argc > 3 ? argv[3] : "quant8", argc > 5 ? argv[5] : NULL) ==
-                   0 &&
-               read_prompt(&g, argv[2], n) == 0) {
+    } else if (n == 0) {
+        fail("N must be a number from 1 to 1000000");
+    } else if (open_all(&g, argv[1], policy, seed) == 0 && read_prompt(&g, argv[2], n) == 0) {
         printf("stack %s\n", kvc_session_spec(g.session));
-        rc = generate(&g, n) < 0 ? -1 : print(&g);
+        rc = generate(&g, n) == 0 ? print(&g) : -1;
     }
     kvc_sampler_destroy(g.sampler);
     kvc_session_close(g.session);

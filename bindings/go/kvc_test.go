@@ -353,11 +353,12 @@ func TestContextStopsItsOwnCall(t *testing.T) {
 func TestContextThatEndsLate(t *testing.T) {
 	m := testModel(t)
 	s := testSession(t, m, "full", nil)
-	for range 300 {
+	for range 2000 {
 		ctx, cancel := context.WithCancel(background)
 		go cancel()
 		s.Decode(ctx, []Token{3})
 		must(s.Decode(background, []Token{4}))(t)
+		s.Truncate(0)
 	}
 	s.late = true // a flag that is certainly there
 	s.Cancel()

@@ -38,8 +38,8 @@ func run(ctx context.Context, args []string) error {
 		policy = args[3]
 	}
 	if len(args) > 4 {
-		if n, err = strconv.Atoi(args[4]); err != nil || n < 1 {
-			return fmt.Errorf("N is %q; give 1 or more", args[4])
+		if n, err = strconv.Atoi(args[4]); err != nil || n < 1 || n > 1000000 {
+			return errors.New("N must be a number from 1 to 1000000")
 		}
 	}
 	if len(args) > 5 {

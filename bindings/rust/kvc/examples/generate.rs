@@ -23,7 +23,9 @@ fn run(args: &[OsString]) -> Result<(), Box<dyn Error>> {
     let word = |i: usize| args.get(i).map(|s| s.to_string_lossy());
     let (path, text) = (args.get(1).ok_or(USAGE)?, word(2).ok_or(USAGE)?);
     let policy = word(3).unwrap_or("quant8".into());
-    let n = word(4).map_or(Ok(32), |s| s.parse())?;
+    let n = word(4).map_or(Some(32), |s| s.parse().ok());
+    let n =
+        n.filter(|n| (1..=1_000_000).contains(n)).ok_or("N must be a number from 1 to 1000000")?;
     let mut params = Params::new();
     if let Some(seed) = word(5) {
         params = params.temperature(0.8).seed(seed.parse()?);
