@@ -15,8 +15,8 @@ cc=$5
 libdir=$6
 failed=0
 
-export CC="$cc" CARGO_TARGET_DIR="$out/rust" GOCACHE="$out/go-cache" GOFLAGS=-mod=readonly \
-    GOTOOLCHAIN=local PKG_CONFIG_PATH="$stage/$libdir/pkgconfig" LD_LIBRARY_PATH="$stage/$libdir" \
+export CC="$cc" CARGO_TARGET_DIR="$out/rust" GOCACHE="$out/go-cache" GOPATH="$out/go-path" \
+    GOFLAGS="-mod=readonly -buildvcs=false" GOTOOLCHAIN=local PKG_CONFIG_PATH="$stage/$libdir/pkgconfig" LD_LIBRARY_PATH="$stage/$libdir" \
     KVC_POLICY_PATH=
 mkdir -p "$out/bin"
 # Go's cache doesn't look into headers of others.
@@ -131,7 +131,7 @@ readme() {
     need_go
     model=${KVC_TEST_MODEL:-$KVC_TEST_MODELS/tiny-q4_0.gguf}
     (cd "$src/bindings/rust" && cargo fetch -q --locked) || exit 1
-    export CARGO_NET_OFFLINE=true CARGO_TERM_QUIET=true GOFLAGS= GOPROXY=off
+    export CARGO_NET_OFFLINE=true CARGO_TERM_QUIET=true GOFLAGS=-buildvcs=false GOPROXY=off
     snippet c generate.c 'cc|[.]\/generate'
     snippet rust src/main.rs cargo
     snippet go main.go go

@@ -190,10 +190,10 @@ fn nothing_of_the_header_is_missing() {
     let declared: Vec<_> = between(&text, "KVC_API ", "(").map(last_word).collect();
     assert!(declared.len() > 40);
     for name in declared {
-        assert!(functions.contains_key(name), "{name}() isn't declared");
+        assert!(functions.contains_key(name), "{name}() isn't declared in src/bindings.rs");
     }
     for name in between(&text, "typedef struct ", "{").filter(|s| !s.contains(';')) {
-        assert!(structs.contains_key(name.trim()), "{name} isn't declared");
+        assert!(structs.contains_key(name.trim()), "{name} isn't declared in src/bindings.rs");
     }
     let values: Vec<_> = between(&text, "enum {", "}")
         .flat_map(|s| s.split(','))
@@ -204,6 +204,6 @@ fn nothing_of_the_header_is_missing() {
     let codes: Vec<_> = between(&status, " X(", ",").map(|s| format!("KVC_{s}")).collect();
     assert!(values.len() >= 6 && codes.len() >= 26);
     for name in values.iter().chain(&codes).filter(|s| !s.is_empty()) {
-        assert!(constants.iter().any(|c| c.0 == *name), "{name} isn't declared");
+        assert!(constants.iter().any(|c| c.0 == *name), "{name} isn't declared in src/bindings.rs");
     }
 }

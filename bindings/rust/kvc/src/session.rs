@@ -6,7 +6,6 @@
 use crate::error::{c_path, c_string, check, count, string, Error, Result, Status};
 use crate::{Generate, Model, Params, Sampler, Stats, Token};
 use kvc_sys as sys;
-use std::ffi::CStr;
 use std::fmt;
 use std::mem::{size_of, zeroed};
 use std::path::Path;
@@ -164,9 +163,8 @@ impl Session {
     }
 
     /// The stack with every parameter filled in.
-    pub fn spec(&self) -> &str {
-        let spec = unsafe { CStr::from_ptr(sys::kvc_session_spec(self.handle)) };
-        spec.to_str().unwrap_or("?")
+    pub fn spec(&self) -> String {
+        unsafe { string(sys::kvc_session_spec(self.handle)) }
     }
 
     /// Counters: tokens, bytes, time.
