@@ -663,3 +663,73 @@ func TestChat(t *testing.T) {
 		t.Fatalf("%q", text)
 	}
 }
+
+// Any call from any goroutine at any time: no crash, and errors of these kinds alone.
+func TestAnythingAtOnce(t *testing.T) {
+	for round := range 20 {
+		m := must(OpenModel(modelPath(t), nil))(t)
+		s := must(m.OpenSession("window:size=64+quant8", nil))(t)
+		sampler := must(NewSampler(nil))(t)
+		var all sync.WaitGroup
+		for i := range 6 {
+			all.Add(1)
+			go func() {
+				defer all.Done()
+				for k := range 40 {
+					ctx, cancel := context.WithCancel(background)
+					err := anyCall(ctx, m, s, sampler, i+k)
+					if err != nil && !errors.Is(err, ErrBusy) && !errors.Is(err, ErrClosed) &&
+						!errors.Is(err, ErrCancelled) && !errors.Is(err, ErrRange) && !errors.Is(err, ErrFull) {
+						t.Errorf("call %d: %v", i+k, err)
+					}
+					go cancel()
+				}
+			}()
+		}
+		time.Sleep(time.Duration(round) * 100 * time.Microsecond)
+		m.Close()
+		sampler.Close()
+		s.Close()
+		all.Wait()
+		if m.c != nil {
+			t.Fatal("a fork holds the model")
+		}
+	}
+}
+
+func anyCall(ctx context.Context, m *Model, s *Session, sampler *Sampler, which int) error {
+	switch which % 8 {
+	case 0:
+		return s.Prefill(ctx, prompt(100))
+	case 1:
+		for _, err := range s.Generate(ctx, sampler, prompt(3)) {
+			return err
+		}
+		return nil
+	case 2:
+		s.Cancel()
+		return second(s.Stats())
+	case 3:
+		fork, err := s.Fork()
+		if err == nil {
+			err = fork.Prefill(ctx, prompt(70))
+			fork.Close()
+		}
+		return err
+	case 4:
+		return s.Truncate(1)
+	case 5:
+		s.CopyLogits(nil, 0)
+		s.NPast()
+		return second(m.Tokenize("text", 0))
+	case 6:
+		other, err := m.OpenSession("full", nil)
+		if err != nil {
+			return err
+		}
+		defer other.Close()
+		return Decode(ctx, []Run{{Session: s, Tokens: prompt(5)}, {Session: other, Tokens: prompt(5)}})
+	default:
+		return second(m.TextStream().Push(30))
+	}
+}
