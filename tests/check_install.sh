@@ -26,6 +26,13 @@ export PKG_CONFIG_PATH
     "$consumer/consumer.c" $(pkg-config --cflags --libs kvc) "-Wl,-rpath,$stage/$libdir"
 "$stage-consumer/by-pkg-config" "$model" full "$policydir"
 
+[ "$(pkg-config --modversion kvc)" = "$(sed -n 's/^#define KVC_VERSION_STRING "\(.*\)".*/\1/p' "$src/include/kvc/version.h")" ] ||
+    { echo "kvc.pc is of another version"; exit 1; }
+# While the major version is 0, a minor one may break.
+minor=$(pkg-config --modversion kvc | sed 's/\.[^.]*$//')
+readelf -d "$stage/$libdir/libkvc.so" | grep -q "SONAME.*\[libkvc\.so\.$minor\]" ||
+    { echo "the SONAME isn't libkvc.so.$minor"; exit 1; }
+
 echo "by find_package"
 "$cmake" -S "$consumer" -B "$stage-consumer/b" -DCMAKE_C_COMPILER="$cc" -DCMAKE_C_FLAGS="$*" \
     -DCMAKE_PREFIX_PATH="$stage" >"$stage-consumer/configure.log"

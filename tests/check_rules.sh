@@ -76,6 +76,14 @@ check_all() {
         head -n 1 "$f" | grep -q '^/\* SPDX-License-Identifier: MIT' || echo "$f"
     done | rule 'a source file begins with its SPDX line'
 
+    find bindings -name target -prune -o \( -name '*.rs' -o -name '*.go' -o -name '*.[ch]' -o -name '*.toml' \) -print |
+        while read -r f; do
+            head -n 1 "$f" | grep -qE '^(//|/\*|#) SPDX-License-Identifier: MIT' || echo "$f"
+        done | rule 'a source file of the bindings begins with its SPDX line'
+
+    code '^ *# *include' bindings/c/*.c | grep -E '"' |
+        rule 'bindings use the public headers alone'
+
     # A version's own name is an absolute symbol of the library.
     nm -D --defined-only "$lib" | awk '$2 != "A" { sub(/@.*/, "", $3); print $3 }' |
         LC_ALL=C sort -u | diff tests/symbols.txt - |

