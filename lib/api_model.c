@@ -68,7 +68,8 @@ int32_t kvc_model_get_info(const kvc_model *model, kvc_model_info *out) {
                                  .weights = model->weights,
                                  .fingerprint = model->fingerprint,
                                  .read_bytes = model->read_bytes,
-                                 .n_mac = model->n_mac};
+                                 .n_mac = model->n_mac,
+                                 .chat = kvc__chat_name(&model->chat)};
     memcpy(out, &info, theirs < sizeof info ? theirs : sizeof info);
     return KVC_OK;
 }
@@ -98,4 +99,33 @@ int32_t kvc_model_detokenize(kvc_model *model, const int32_t *token, size_t n, u
                          "kvc_model_detokenize: token, out or n_out is NULL");
     }
     return kvc__vocab_detokenize(model->vocab, token, n, flags, out, cap, n_out, &model->err);
+}
+
+uint32_t kvc_model_is_end(const kvc_model *model, int32_t token) {
+    return model != NULL && kvc__vocab_is_end(model->vocab, token);
+}
+
+int32_t kvc_model_chat(kvc_model *model, const char *family, const kvc_chat_message *message,
+                       uint32_t n, uint32_t stride, uint32_t flags, int32_t *out, size_t cap,
+                       size_t *n_out) {
+    if (model == NULL) {
+        return KVC_E_ARG;
+    }
+    if (message == NULL || n == 0 || (out == NULL && cap > 0) || n_out == NULL) {
+        return kvc__fail(&model->err, KVC_E_ARG,
+                         "kvc_model_chat: message, out or n_out is NULL, or there is no message");
+    }
+    if (stride < sizeof *message) {
+        return kvc__fail(&model->err, KVC_E_ARG,
+                         "kvc_model_chat: stride is %u; give sizeof(kvc_chat_message)", stride);
+    }
+    const kvc__chat_call call = {.family = family,
+                                 .message = message,
+                                 .n = n,
+                                 .stride = stride,
+                                 .flags = flags,
+                                 .out = out,
+                                 .cap = cap,
+                                 .n_out = n_out};
+    return kvc__chat_tokenize(&model->chat, model->vocab, &model->mem, &call, &model->err);
 }

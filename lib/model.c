@@ -514,6 +514,7 @@ static int32_t load(loader *l, const uint8_t *bytes, size_t n, const struct kvc_
     KVC_TRY(kvc__gguf_open(&m->mem, bytes, n, &l->g, l->err));
     KVC_TRY(read_arch(l));
     KVC_TRY(kvc__vocab_create(&m->mem, &l->g, &m->vocab, l->err));
+    KVC_TRY(kvc__chat_read(&m->mem, &l->g, &m->chat, l->err));
     KVC_TRY(read_sizes(l));
     KVC_TRY(read_heads(l));
     KVC_TRY(read_rope_and_norm(l));
@@ -601,6 +602,7 @@ void kvc__model_free(kvc_model *m) {
     kvc__free(&m->mem, m->rope_freq, h->n_rot / 2 * sizeof *m->rope_freq);
     kvc__free(&m->mem, m->rope, (size_t)m->rope_n * h->n_rot * sizeof *m->rope);
     kvc__vocab_destroy(m->vocab);
+    kvc__chat_free(&m->mem, &m->chat);
     model_free_handle(m);
 }
 

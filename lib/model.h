@@ -5,6 +5,7 @@
 #ifndef KVC_MODEL_H
 #define KVC_MODEL_H
 
+#include "chat.h"
 #include "err.h"
 #include "gguf.h"
 #include "io.h"
@@ -55,6 +56,7 @@ struct kvc_model {
     float *rope_freq;  /* [n_rot / 2] divisors (rope_freqs.weight), or NULL */
     kvc__layer *layer; /* [n_layer] */
     kvc__vocab *vocab;
+    kvc__chat chat;
     kvc__pool *pool;
     kvc__io *io; /* made with the first session that has a tier */
     const kvc__kern *kern;

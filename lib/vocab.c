@@ -15,6 +15,7 @@
 #define MAX_TOKEN 16777216u /* tokens, and merges */
 #define MAX_TEXT  65535u    /* bytes of a token */
 #define MAX_INPUT ((size_t)INT32_MAX)
+#define MAX_END   16u
 
 struct kvc__vocab {
     kvc__mem *mem;
@@ -24,6 +25,8 @@ struct kvc__vocab {
     kvc__bpe bpe;
     kvc__pretok *pretok;
     int32_t bos, eos, eot, unk;
+    int32_t end[MAX_END]; /* [n_end] those that end a turn or a text */
+    uint32_t n_end;
     bool add_bos;
 };
 
@@ -212,16 +215,34 @@ static int32_t load_id(const kvc__vocab *v, const kvc__gguf *g, const char *key,
     return KVC_OK;
 }
 
-/* Older files name the end of a turn only by its text. */
-static int32_t eot_by_text(const kvc__vocab *v, const textmap *m) {
-    static const char *const text[] = {"<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>"};
-    for (size_t i = 0; i < sizeof text / sizeof text[0]; i++) {
-        int32_t id = map_find(m, text[i], strlen(text[i]));
-        if (id >= 0 && type_is_special(v->tokens.type[id])) {
-            return id;
-        }
+/* A special token by its text, -1 when there is none. */
+static int32_t special_by_text(const kvc__vocab *v, const textmap *m, const char *text) {
+    int32_t id = map_find(m, text, strlen(text));
+    return id >= 0 && type_is_special(v->tokens.type[id]) ? id : -1;
+}
+
+static void add_end(kvc__vocab *v, int32_t id) {
+    if (id >= 0 && v->n_end < MAX_END && !kvc__vocab_is_end(v, id)) {
+        v->end[v->n_end++] = id;
     }
-    return -1;
+}
+
+/* Files name one end of text and at best one end of a turn, older ones this only by its text; and
+ * models give others of these too. */
+static void find_ends(kvc__vocab *v, const textmap *m) {
+    static const char *const turn[] = {"<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>"};
+    static const char *const text[] = {"<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "</s>",
+                                       "<eos>"};
+    add_end(v, v->eos);
+    add_end(v, v->eot);
+    for (size_t i = 0; i < sizeof turn / sizeof turn[0]; i++) {
+        int32_t id = special_by_text(v, m, turn[i]);
+        v->eot = v->eot < 0 ? id : v->eot;
+        add_end(v, id);
+    }
+    for (size_t i = 0; i < sizeof text / sizeof text[0]; i++) {
+        add_end(v, special_by_text(v, m, text[i]));
+    }
 }
 
 static int32_t load_ids(kvc__vocab *v, const kvc__gguf *g, const textmap *m, kvc__err *err) {
@@ -229,9 +250,7 @@ static int32_t load_ids(kvc__vocab *v, const kvc__gguf *g, const textmap *m, kvc
     KVC_TRY(load_id(v, g, "tokenizer.ggml.eos_token_id", &v->eos, err));
     KVC_TRY(load_id(v, g, "tokenizer.ggml.eot_token_id", &v->eot, err));
     KVC_TRY(load_id(v, g, "tokenizer.ggml.unknown_token_id", &v->unk, err));
-    if (v->eot < 0) {
-        v->eot = eot_by_text(v, m);
-    }
+    find_ends(v, m);
     return kvc__gguf_bool(g, "tokenizer.ggml.add_bos_token", false, &v->add_bos, err);
 }
 
@@ -396,6 +415,19 @@ int32_t kvc__vocab_eot(const kvc__vocab *v) {
     return v->eot;
 }
 
+bool kvc__vocab_adds_bos(const kvc__vocab *v) {
+    return v->add_bos && v->bos >= 0;
+}
+
+bool kvc__vocab_is_end(const kvc__vocab *v, int32_t token) {
+    for (uint32_t i = 0; i < v->n_end; i++) {
+        if (v->end[i] == token) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* ---------------------------------------------------------------- text to tokens */
 
 static int32_t check_text(const uint8_t *text, size_t n, kvc__err *err) {
@@ -426,42 +458,67 @@ static int32_t encode_piece(void *ctx, const uint8_t *piece, size_t n) {
     return rc < 0 ? kvc__fail(j->err, rc, "no memory to merge a piece of %zu bytes", n) : rc;
 }
 
-static int32_t encode_text(job *j, const uint8_t *text, size_t n, const kvc__special *s) {
-    size_t begin = 0;
-    for (size_t i = 0; i < n;) {
-        int32_t id = kvc__special_match(s, &j->v->tokens, text + i, n - i);
-        if (id < 0) {
-            i++;
-            continue;
-        }
-        KVC_TRY(kvc__pretok_split(j->v->pretok, j->pretok, text + begin, i - begin, encode_piece, j,
-                                  j->err));
-        kvc__sink_put(&j->sink, id);
-        i += kvc__token_len(&j->v->tokens, id);
-        begin = i;
-    }
-    return kvc__pretok_split(j->v->pretok, j->pretok, text + begin, n - begin, encode_piece, j,
-                             j->err);
+static int32_t encode_plain(job *j, const uint8_t *text, size_t n) {
+    return kvc__pretok_split(j->v->pretok, j->pretok, text, n, encode_piece, j, j->err);
 }
 
-int32_t kvc__vocab_tokenize(const kvc__vocab *v, const char *text, size_t n, uint32_t flags,
-                            int32_t *out, size_t cap, size_t *n_out, kvc__err *err) {
+/* The special token at text, or -1. Control tokens lie within a part that may have them (n_mark
+ * bytes from here on, 0: none); user-defined ones are found wherever they are. */
+static int32_t match_special(const kvc__vocab *v, const uint8_t *text, size_t n, size_t n_mark) {
+    int32_t user = kvc__special_match(&v->user, &v->tokens, text, n);
+    int32_t any = n_mark > 0 ? kvc__special_match(&v->all, &v->tokens, text, n_mark) : -1;
+    if (any < 0) {
+        return user;
+    }
+    bool longer = user >= 0 && kvc__token_len(&v->tokens, user) > kvc__token_len(&v->tokens, any);
+    return longer ? user : any;
+}
+
+static int32_t encode_spans(job *j, const uint8_t *text, const kvc__span *span, size_t n_span) {
+    const size_t n = span[n_span - 1].end;
+    size_t begin = 0, i = 0;
+    for (size_t k = 0; k < n_span; k++) {
+        while (i < span[k].end) {
+            size_t n_mark = span[k].kind == KVC__TEXT_MARK ? span[k].end - i : 0;
+            int32_t id = match_special(j->v, text + i, n - i, n_mark);
+            if (id < 0) {
+                i++;
+                continue;
+            }
+            KVC_TRY(encode_plain(j, text + begin, i - begin));
+            kvc__sink_put(&j->sink, id);
+            i += kvc__token_len(&j->v->tokens, id);
+            begin = i;
+        }
+        if (span[k].kind >= 0) {
+            KVC_TRY(encode_plain(j, text + begin, i - begin));
+            kvc__sink_put(&j->sink, span[k].kind);
+            begin = i;
+        }
+    }
+    return encode_plain(j, text + begin, n - begin);
+}
+
+int32_t kvc__vocab_tokenize_spans(const kvc__vocab *v, const char *text, size_t n,
+                                  const kvc__span *span, size_t n_span, int32_t *out, size_t cap,
+                                  size_t *n_out, kvc__err *err) {
     job j = {.v = v, .sink = {.out = out, .cap = cap}, .err = err};
-    int32_t rc = KVC_OK;
     *n_out = 0;
     KVC_TRY(check_text((const uint8_t *)text, n, err));
     KVC_TRY(kvc__pretok_work_create(v->pretok, &j.pretok, err));
-    if ((flags & KVC_TEXT_BOS) && v->add_bos && v->bos >= 0) {
-        kvc__sink_put(&j.sink, v->bos);
-    }
-    if (n > 0) {
-        rc = encode_text(&j, (const uint8_t *)text, n,
-                         flags & KVC_TEXT_SPECIAL ? &v->all : &v->user);
-    }
+    int32_t rc = encode_spans(&j, (const uint8_t *)text, span, n_span);
     kvc__bpe_work_free(v->mem, &j.bpe);
     kvc__pretok_work_destroy(v->pretok, j.pretok);
     *n_out = rc < 0 ? 0 : j.sink.n;
     return rc;
+}
+
+int32_t kvc__vocab_tokenize(const kvc__vocab *v, const char *text, size_t n, uint32_t flags,
+                            int32_t *out, size_t cap, size_t *n_out, kvc__err *err) {
+    const bool bos = (flags & KVC_TEXT_BOS) != 0 && kvc__vocab_adds_bos(v);
+    const kvc__span span[] = {{0, bos ? v->bos : KVC__TEXT_PLAIN},
+                              {n, flags & KVC_TEXT_SPECIAL ? KVC__TEXT_MARK : KVC__TEXT_PLAIN}};
+    return kvc__vocab_tokenize_spans(v, n > 0 ? text : "", n, span, 2, out, cap, n_out, err);
 }
 
 /* ---------------------------------------------------------------- tokens to text */

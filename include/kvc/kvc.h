@@ -155,6 +155,8 @@ typedef struct kvc_model_info {
                             row of a token table of its own */
     uint64_t n_mac;      /**< multiply-adds of one token in the layers' products; the head and
                             attention are not counted */
+    const char *chat;    /**< the family of its chat template, "chatml"; "" when it has none or one
+                            that kvc_model_chat() doesn't know */
 } kvc_model_info;
 
 /** Opens a GGUF file. params may be NULL. On failure *out is NULL and the sentence is on params.
@@ -188,6 +190,48 @@ KVC_API int32_t kvc_model_tokenize(kvc_model *model, const char *text, size_t n,
  * @return KVC_OK, KVC_E_RANGE for an id outside the vocabulary */
 KVC_API int32_t kvc_model_detokenize(kvc_model *model, const int32_t *token, size_t n,
                                      uint32_t flags, char *out, size_t cap, size_t *n_out);
+/** 1 when a model that gives this token has ended its turn or its text (the file's eos and eot, and
+ * tokens known by their text: `<|im_end|>`, `<|eot_id|>`, `<end_of_turn>`, `</s>` and the like); 0
+ * for any other, and for what is no token. [any] */
+KVC_API uint32_t kvc_model_is_end(const kvc_model *model, int32_t token);
+
+/** One message of a chat. */
+typedef struct kvc_chat_message {
+    const char *role;    /**< "system", "user" or "assistant" */
+    const char *content; /**< UTF-8; NULL is legal when n_content is 0 */
+    size_t n_content;    /**< bytes of content */
+} kvc_chat_message;
+
+/** Flags of kvc_model_chat(). */
+enum {
+    KVC_CHAT_PROMPT = 1u << 0 /**< end where the assistant's answer begins, for the model to go on
+                               */
+};
+
+/** A chat to tokens, in the form that the model was trained on. The markers around the messages
+ * become special tokens; the contents are plain text throughout, so that no user can end a turn or
+ * begin one by writing `<|im_end|>`: this is why there is no form that gives text. (To see it,
+ * detokenize with KVC_TEXT_SPECIAL.)
+ *
+ * family NULL: the one recognised in the file's chat template by its markers, kvc_model_info.chat.
+ * The template itself is never run. Families: "chatml". A default system message that the file's
+ * template holds is used as the template would, when the first message is no system message; with a
+ * family given by name there is none. The tokens begin with the beginning-of-text token if the model
+ * or the family wants one.
+ *
+ * At most one system message, the first. n is at least 1, stride is sizeof(kvc_chat_message) in the
+ * caller.
+ *
+ * To go on with a chat give all its messages again: where the tokens differ from those that the
+ * session holds, kvc_session_truncate() to there and decode the rest.
+ *
+ * Writes at most cap ids to out and their full number to *n_out; out may be NULL when cap is 0.
+ * @return KVC_OK, KVC_E_ARG (a role, their order, NULL), KVC_E_UNSUPPORTED (no template, one that
+ * isn't recognised, or an unknown family: the sentence lists the known ones), KVC_E_UTF8,
+ * KVC_E_NOMEM */
+KVC_API int32_t kvc_model_chat(kvc_model *model, const char *family,
+                               const kvc_chat_message *message, uint32_t n, uint32_t stride,
+                               uint32_t flags, int32_t *out, size_t cap, size_t *n_out);
 
 /* ---------------------------------------------------------------- session */
 
