@@ -87,6 +87,7 @@ static void answer_message(chat *c, const char *message) {
     run_text text;
     run_answer answer = {0};
     cmp_interrupt_again();
+    run_edit_hush();
     int code = run_turn_message(job, c->form, message, strlen(message), &c->turn);
     if (code == 0) {
         run_text_begin(&text, stdout, job->o->stop, job->o->n_stop, false);

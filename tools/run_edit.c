@@ -43,10 +43,17 @@ static unsigned char on_interrupt(EditLine *el, int c) {
     return CC_NEWLINE;
 }
 
+static void say(const char *escape) {
+    fputs(escape, screen);
+    fflush(screen);
+}
+
 /* Ctrl-Z: libedit's handler puts the terminal right, stops, and goes on. */
 static unsigned char on_suspend(EditLine *el, int c) {
     (void)el, (void)c;
+    say(PASTE_OFF);
     raise(SIGTSTP);
+    say(PASTE_ON);
     return CC_REFRESH;
 }
 
@@ -116,11 +123,11 @@ int run_edit_line(const char *prompt, const char **line) {
     int n = 0;
     prompt_text = prompt;
     broken_off = false;
-    fputs(PASTE_ON, screen);
-    fflush(screen);
+    if (is_saved) {
+        tcsetattr(STDIN_FILENO, TCSANOW, &saved);
+    }
+    say(PASTE_ON);
     const char *got = el_gets(editor, &n);
-    fputs(PASTE_OFF, screen);
-    fflush(screen);
     *line = "";
     if (broken_off) {
         fputs("^C\n", screen);
@@ -154,7 +161,16 @@ void run_edit_restore(void) {
     }
 }
 
+void run_edit_hush(void) {
+    if (is_saved) {
+        struct termios t = saved;
+        t.c_lflag &= ~(tcflag_t)(ECHO | ICANON);
+        tcsetattr(STDIN_FILENO, TCSANOW, &t);
+    }
+}
+
 void run_edit_end(void) {
+    run_edit_restore();
     if (history_list != NULL) {
         history_end(history_list);
     }

@@ -23,6 +23,9 @@ int run_edit_start(FILE *out);
 int run_edit_line(const char *prompt, const char **line);
 /** Keeps a text, to be called back by the arrow keys. */
 void run_edit_remember(const char *text);
+/** Keys wait for the next line and aren't shown before, as far as that can be. Ctrl-C stays a
+ * signal. */
+void run_edit_hush(void);
 /** Gives the terminal back as it was; also from another thread before the process ends. */
 void run_edit_restore(void);
 /** Ends and frees. */

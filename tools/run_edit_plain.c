@@ -90,6 +90,10 @@ void run_edit_restore(void) {
     }
 }
 
+/* Lines that are typed ahead would not be shown later either. */
+void run_edit_hush(void) {
+}
+
 void run_edit_end(void) {
     free(text);
     text = NULL;

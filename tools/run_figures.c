@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 #define MIB        (1024.0 * 1024.0)
-#define SPEC_SHORT 32u
+#define SPEC_SHORT 24u
 
 void run_note(const char *format, ...) {
     char text[4096];
@@ -68,8 +68,8 @@ void run_figures_line(const run_job *job, const run_answer *a) {
     if (stats.disk_bytes > 0) {
         snprintf(disk, sizeof disk, ", disk %.1f MiB", (double)stats.disk_bytes / MIB);
     }
-    run_note("[%u + %zu tokens, first after %.2f s, %scache %.1f MiB%s (%s)]", a->n_prompt,
-             a->token.n, 1e-9 * (double)a->first_ns, rate, (double)stats.kv_bytes / MIB, disk,
+    run_note("[%u + %zu tokens, first in %.2f s, %scache %.1f MiB%s (%s)]", a->n_prompt, a->token.n,
+             1e-9 * (double)a->first_ns, rate, (double)stats.kv_bytes / MIB, disk,
              policy_of(job, &stats, policy, sizeof policy));
 }
 

@@ -115,7 +115,7 @@ usage() {
 
 streams() {
     raw 0 -p 'the cat' -n 20
-    says '[4 + 20 tokens, first after '
+    says '[4 + 20 tokens, first in '
     says 'tokens/s, cache '
     says '(full)]'
     raw 0 -p 'the cat' -n 20 -q
