@@ -206,9 +206,16 @@ resume() {
         holds 'r["policy"] == d("whole")["policy"] and r["prompt_tokens"] == 0'
     done
     rm -f "$tmp/s"
-    chat 0 -p 'the cat' -n 30 --session "$tmp/s" --system 'be brief'
+    # An answer that was cut off is closed by <|im_end|> and a line end, and so is a text.
+    chat 0 -p 'the cat' -n 30 --session "$tmp/s" --system 'be brief' -o json
+    holds 'r["end"] == "length"'
+    cp "$tmp/out" "$tmp/part"
     chat 0 -p 'and' -n 30 --session "$tmp/s" --system 'be brief' -o json
-    holds 'r["prompt_tokens"] < 40'
+    holds 'r["n_past"] == d("part")["n_past"] + 2 + r["prompt_tokens"] + len(r["tokens"])'
+    raw 0 -p 'the cat' -n 30 --session "$tmp/text.kvc" -o json
+    cp "$tmp/out" "$tmp/part"
+    chat 0 -p 'and' -n 30 --session "$tmp/text.kvc" -o json
+    holds 'r["n_past"] == d("part")["n_past"] + r["prompt_tokens"] + len(r["tokens"])'
     cp "$tmp/s" "$tmp/s0"
     chat 2 -p 'and' --session "$tmp/s" --system 'be long'
     says 'another system text'

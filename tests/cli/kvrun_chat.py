@@ -394,8 +394,13 @@ def manners(tmp):
     t = Terminal()
     t.end(2)
     check("no template", "--chat-template" in t.text, t.text)
-    # A signal that no key sent: the terminal is given back.
-    t = Terminal(*BASE)
+    # A signal that no key sent harms no later message; the second gives the terminal back.
+    t = Terminal(*BASE, "-n", "9")
+    t.prompt()
+    os.kill(t.pid, signal.SIGINT)
+    time.sleep(0.2)
+    check("an answer", t.ask("hello") ==
+          as_shown(once(*BASE, "-n", "9", "-p", "hello")["text"]))
     t.prompt()
     os.kill(t.pid, signal.SIGINT)
     time.sleep(0.2)
