@@ -12,12 +12,12 @@
 
 /* What comes out of in[n], given in pieces of at most `piece` bytes; the caller's to free. */
 static char *shown(const char *in, size_t n, size_t piece, const char *const *stop, size_t n_stop,
-                   bool controls, bool *stopped) {
+                   unsigned flags, bool *stopped) {
     char *out = NULL;
     size_t n_out = 0;
     FILE *f = open_memstream(&out, &n_out);
     run_text t;
-    run_text_begin(&t, f, stop, n_stop, controls);
+    run_text_begin(&t, f, stop, n_stop, flags);
     *stopped = false;
     for (size_t at = 0; at < n; at += piece) {
         *stopped = run_text_add(&t, in + at, n - at < piece ? n - at : piece);
@@ -28,11 +28,11 @@ static char *shown(const char *in, size_t n, size_t piece, const char *const *st
     return out;
 }
 
-static void check(const char *in, size_t n, const char *const *stop, size_t n_stop, bool controls,
+static void check(const char *in, size_t n, const char *const *stop, size_t n_stop, unsigned flags,
                   const char *want) {
     bool stopped;
     for (size_t piece = 1; piece <= n + 1; piece++) {
-        char *out = shown(in, n, piece, stop, n_stop, controls, &stopped);
+        char *out = shown(in, n, piece, stop, n_stop, flags, &stopped);
         ck_assert_msg(strcmp(out, want) == 0, "\"%s\" in pieces of %zu: \"%s\", not \"%s\"", in,
                       piece, out, want);
         free(out);
@@ -73,14 +73,17 @@ static const struct {
 
 START_TEST(whole_characters_are_shown) {
     const char *in = characters[_i].in;
-    check(in, strlen(in), NULL, 0, false, characters[_i].want);
+    check(in, strlen(in), NULL, 0, 0, characters[_i].want);
 }
 END_TEST
 
-START_TEST(controls_may_pass) {
-    check("\033[1m\a\r\0\xC2\x9B\xFF", 10, NULL, 0, true, "\033[1m\a\r");
-    check("a\033\r\n\rb\xC2\x9B", 8, NULL, 0, true, "a\033\r\n\rb\xC2\x9B");
-    check("\0a", 2, NULL, 0, false, BROKEN "a");
+START_TEST(flags_change_it) {
+    check("\033[1m\a\r\0\xC2\x9B\xFF", 10, NULL, 0, RUN_TEXT_CONTROLS, "\033[1m\a\r");
+    check("a\033\r\n\rb\xC2\x9B", 8, NULL, 0, RUN_TEXT_CONTROLS, "a\033\r\n\rb\xC2\x9B");
+    check("\0a", 2, NULL, 0, 0, BROKEN "a");
+    check("  a  b ", 7, NULL, 0, RUN_TEXT_TRIM, "a  b ");
+    check("\n a", 3, NULL, 0, RUN_TEXT_TRIM, "\n a");
+    check(" a", 2, NULL, 0, 0, " a");
 }
 END_TEST
 
@@ -109,9 +112,9 @@ START_TEST(a_stop_text_ends_it) {
     while (n < 3 && stops[_i].stop[n] != NULL) {
         n++;
     }
-    check(in, strlen(in), stops[_i].stop, n, false, stops[_i].want);
+    check(in, strlen(in), stops[_i].stop, n, 0, stops[_i].want);
     bool stopped;
-    free(shown(in, strlen(in), 1, stops[_i].stop, n, false, &stopped));
+    free(shown(in, strlen(in), 1, stops[_i].stop, n, 0, &stopped));
     ck_assert(stopped == stops[_i].stops || strcmp(in, "abc") == 0);
 }
 END_TEST
@@ -123,7 +126,7 @@ START_TEST(text_comes_at_once) {
     size_t n_out = 0;
     FILE *f = open_memstream(&out, &n_out);
     run_text t;
-    run_text_begin(&t, f, stop, 1, false);
+    run_text_begin(&t, f, stop, 1, 0);
     static const struct {
         const char *add, *want;
     } step[] = {{"Hello", "Hello"},
@@ -149,7 +152,7 @@ int main(void) {
     TCase *tc = tcase_create("text");
     tcase_add_loop_test(tc, whole_characters_are_shown, 0,
                         (int)(sizeof characters / sizeof *characters));
-    tcase_add_test(tc, controls_may_pass);
+    tcase_add_test(tc, flags_change_it);
     tcase_add_loop_test(tc, a_stop_text_ends_it, 0, (int)(sizeof stops / sizeof *stops));
     tcase_add_test(tc, text_comes_at_once);
     suite_add_tcase(suite, tc);

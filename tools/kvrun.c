@@ -83,7 +83,9 @@ static int generate(run_job *job, const run_tokens *prompt, run_answer *answer) 
         return cmp_complain(CMP_EXIT_FAILED, "out of memory");
     }
     run_text text;
-    run_text_begin(&text, stream, o->stop, o->n_stop, o->json);
+    run_text_begin(&text, stream, o->stop, o->n_stop,
+                   (o->json ? (unsigned)RUN_TEXT_CONTROLS : 0u) |
+                       (o->raw ? 0u : (unsigned)RUN_TEXT_TRIM));
     int code = run_generate(job, prompt->p, prompt->n, &text, answer);
     run_text_end(&text);
     cmp_interrupt_again();

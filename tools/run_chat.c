@@ -90,7 +90,7 @@ static void answer_message(chat *c, const char *message) {
     run_edit_hush();
     int code = run_turn_message(job, c->form, message, strlen(message), &c->turn);
     if (code == 0) {
-        run_text_begin(&text, stdout, job->o->stop, job->o->n_stop, false);
+        run_text_begin(&text, stdout, job->o->stop, job->o->n_stop, RUN_TEXT_TRIM);
         code = run_generate(job, c->turn.p, c->turn.n, &text, &answer);
         run_text_end(&text);
         fputs(answer.end != RUN_END_UNREAD || code != 0 ? "\n" : "", stdout);

@@ -42,7 +42,7 @@ static void put_character(run_text *t) {
     const bool control =
         (t->n_part == 1 && (p[0] < 0x20u || p[0] == 0x7Fu) && p[0] != '\n' && p[0] != '\t') ||
         (t->n_part == 2 && p[0] == 0xC2u && p[1] < 0xA0u);
-    if (control && !t->controls) {
+    if (control && (t->flags & RUN_TEXT_CONTROLS) == 0) {
         put_broken(t);
     } else {
         put(t, p, t->n_part);
@@ -61,6 +61,10 @@ static void break_part(run_text *t) {
 }
 
 static void add_byte(run_text *t, unsigned char b) {
+    if (!t->begun && b == ' ' && (t->flags & RUN_TEXT_TRIM) != 0) {
+        return;
+    }
+    t->begun = true;
     if (t->n_part > 0 && t->part[0] == '\r') {
         if (b == '\n') {
             put(t, "\r\n", 2);
@@ -132,8 +136,9 @@ static bool hold(run_text *t, const char *bytes, size_t n) {
 
 /* ---------------------------------------------------------------- an answer */
 
-void run_text_begin(run_text *t, FILE *out, const char *const *stop, size_t n_stop, bool controls) {
-    *t = (run_text){.out = out, .stop = stop, .n_stop = n_stop, .controls = controls};
+void run_text_begin(run_text *t, FILE *out, const char *const *stop, size_t n_stop,
+                    unsigned flags) {
+    *t = (run_text){.out = out, .stop = stop, .n_stop = n_stop, .flags = flags};
 }
 
 bool run_text_add(run_text *t, const char *bytes, size_t n) {
