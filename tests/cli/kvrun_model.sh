@@ -1,8 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 # kvrun_model.sh KVRUN: a real model's chat: its template is recognised, it ends its answers, and it
-# goes by what was said before, in another run. Needs
-# KVC_TEST_MODEL.
+# goes by what was said before, in another run. Needs KVC_TEST_MODEL.
 set -u
 tool=$1
 [ -n "${KVC_TEST_MODEL:-}" ] || exit 77
