@@ -171,6 +171,22 @@ uint32_t kvc_session_n_past(const kvc_session *session) {
     return session != NULL ? session->n_token : 0;
 }
 
+int32_t kvc_session_tokens(const kvc_session *session, uint32_t pos, uint32_t n, int32_t *out) {
+    if (session == NULL || (out == NULL && n > 0)) {
+        return KVC_E_ARG;
+    }
+    if (atomic_load(&session->busy) != 0) {
+        return KVC_E_BUSY;
+    }
+    if (pos > session->n_token || n > session->n_token - pos) {
+        return KVC_E_RANGE;
+    }
+    if (n > 0) {
+        memcpy(out, session->token + pos, n * sizeof *out);
+    }
+    return KVC_OK;
+}
+
 int32_t kvc_session_truncate(kvc_session *session, uint32_t n_past) {
     if (session == NULL) {
         return KVC_E_ARG;
@@ -258,7 +274,8 @@ int32_t kvc_session_get_stats(const kvc_session *session, kvc_session_stats *out
         .buffer_bytes = b.buffer,
         .tier_bytes = session->store.away_bytes,
         .n_lost = session->n_lost,
-        .wait_ns = session->store.pager != NULL ? kvc__pager_wait_ns(session->store.pager) : 0};
+        .wait_ns = session->store.pager != NULL ? kvc__pager_wait_ns(session->store.pager) : 0,
+        .compute = session->compute};
     return give(out, &s, sizeof s);
 }
 

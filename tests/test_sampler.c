@@ -230,6 +230,27 @@ START_TEST(test_seed_gives_these_tokens) {
 }
 END_TEST
 
+/* The sequence is the same when other logits came before: callers skip by it. */
+START_TEST(test_a_call_takes_one_number) {
+    static const int32_t want[4] = {4, 2, 1, 2};
+    const float one = 0;
+    set("temperature", 1);
+    set("top_p", _i == 0 ? 1 : 0.9);
+    set_i64("seed", 1234);
+    create();
+    for (int i = 0; i < 3; i++) {
+        ck_assert_int_eq(kvc_sampler_sample(sampler, &one, 1), 0);
+    }
+    int32_t fourth = kvc_sampler_sample(sampler, logits_of, N);
+    create();
+    for (int i = 0; i < 4; i++) {
+        int32_t id = kvc_sampler_sample(sampler, logits_of, N);
+        ck_assert(_i > 0 || id == want[i]);
+        ck_assert(i < 3 || id == fourth);
+    }
+}
+END_TEST
+
 START_TEST(test_seeds_differ_and_repeat) {
     int32_t token[3][32];
     set("temperature", 1);
@@ -318,6 +339,7 @@ int main(void) {
     tcase_add_test(c, test_least_temperature_is_greedy);
     tcase_add_loop_test(c, test_many_tokens_are_cut_in_order, 0, 2);
     tcase_add_test(c, test_seed_gives_these_tokens);
+    tcase_add_loop_test(c, test_a_call_takes_one_number, 0, 2);
     tcase_add_test(c, test_seeds_differ_and_repeat);
     tcase_add_test(c, test_no_allocation_after_the_first_sample);
     tcase_add_test(c, test_no_memory_is_answered);

@@ -37,6 +37,8 @@ START_TEST(null_is_refused) {
     ck_assert_int_eq(kvc_session_get_stage(NULL, 0, &stage), KVC_E_ARG);
     ck_assert_int_eq(kvc_session_get_stage(s, 0, NULL), KVC_E_ARG);
     ck_assert_int_eq(kvc_session_get_stage(s, 0, &stage), KVC_E_RANGE);
+    ck_assert_int_eq(kvc_session_tokens(NULL, 0, 0, tokens), KVC_E_ARG);
+    ck_assert_int_eq(kvc_session_tokens(s, 0, 1, NULL), KVC_E_ARG);
     st.struct_size = 0;
     ck_assert_int_eq(kvc_session_get_stats(s, &st), KVC_E_ARG);
     kvc_params_destroy(p);
@@ -188,6 +190,31 @@ START_TEST(the_context_is_full) {
     ck_assert_int_eq(kvc_session_decode(s, tokens, 1), KVC_E_FULL);
     ck_assert_uint_eq(stats_of(s).n_ctx, n);
     free(want);
+    kvc_session_close(s);
+}
+END_TEST
+
+/* What it was given, whatever the cache has kept of it. */
+START_TEST(tokens_are_held) {
+    kvc_session *s = open_spec("window:size=64");
+    int32_t have[N] = {0};
+    ck_assert_int_eq(kvc_session_tokens(s, 0, 0, NULL), KVC_OK);
+    ck_assert_int_eq(kvc_session_tokens(s, 0, 1, have), KVC_E_RANGE);
+    ck_assert_int_eq(kvc_session_decode(s, tokens, N), KVC_OK);
+    ck_assert_int_eq(kvc_session_tokens(s, 0, N, have), KVC_OK);
+    ck_assert_mem_eq(have, tokens, sizeof have);
+    ck_assert_int_eq(kvc_session_truncate(s, 90), KVC_OK);
+    have[3] = -7;
+    ck_assert_int_eq(kvc_session_tokens(s, 87, 3, have), KVC_OK);
+    ck_assert_mem_eq(have, tokens + 87, 3 * sizeof *have);
+    ck_assert_int_eq(have[3], -7);
+    ck_assert_int_eq(kvc_session_tokens(s, 87, 4, have), KVC_E_RANGE);
+    ck_assert_int_eq(kvc_session_tokens(s, 91, 0, have), KVC_E_RANGE);
+    ck_assert_int_eq(kvc_session_tokens(s, 1, UINT32_MAX, have), KVC_E_RANGE);
+    ck_assert_uint_eq(stats_of(s).compute, KVC_COMPUTE_F32);
+    kvc_session_close(s);
+    s = util_session(model, "", "int8", 64);
+    ck_assert_uint_eq(stats_of(s).compute, KVC_COMPUTE_INT8);
     kvc_session_close(s);
 }
 END_TEST
@@ -638,6 +665,7 @@ int main(void) {
     tcase_add_test(tc, a_session_is_taken_once_a_call);
     tcase_add_test(tc, sessions_of_a_call_share_model_and_way);
     tcase_add_loop_test(tc, the_context_is_full, 0, 5);
+    tcase_add_test(tc, tokens_are_held);
     tcase_add_test(tc, wanted_logits);
     tcase_add_loop_test(tc, many_sessions, 0, 2);
     tcase_add_loop_test(tc, weights_may_stay_in_the_file, 0, 2 * N_FILE);

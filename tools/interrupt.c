@@ -17,6 +17,7 @@
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static kvc_session *watched[MAX_WATCH];
 static const char *unfinished;
+static void (*tidy)(void);
 static atomic_int interrupted;
 
 /* Cancels what runs; with nothing to unwind the process ends here. */
@@ -33,6 +34,9 @@ static void handle(void) {
     if (n == 0 || again) {
         if (unfinished != NULL) {
             unlink(unfinished);
+        }
+        if (tidy != NULL) {
+            tidy();
         }
         static const char erase[] = "\r\033[K";
         if (isatty(STDERR_FILENO)) {
@@ -96,6 +100,18 @@ void cmp_interrupt_forget(kvc_session *session) {
 
 int cmp_interrupted(void) {
     return atomic_load(&interrupted);
+}
+
+void cmp_interrupt_again(void) {
+    pthread_mutex_lock(&lock);
+    atomic_store(&interrupted, 0);
+    pthread_mutex_unlock(&lock);
+}
+
+void cmp_interrupt_tidy(void (*fn)(void)) {
+    pthread_mutex_lock(&lock);
+    tidy = fn;
+    pthread_mutex_unlock(&lock);
 }
 
 void cmp_interrupt_remove(const char *path) {

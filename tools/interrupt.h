@@ -15,6 +15,11 @@ void cmp_interrupt_watch(kvc_session *session);
 void cmp_interrupt_forget(kvc_session *session);
 /** 1 after Ctrl-C. */
 int cmp_interrupted(void);
+/** Forgets a Ctrl-C that was dealt with: the next one is a first one again. A session may still be
+ * cancelled once by it. */
+void cmp_interrupt_again(void);
+/** Calls fn before Ctrl-C ends the process, in another thread; NULL: nothing. */
+void cmp_interrupt_tidy(void (*fn)(void));
 /** Names a file to remove if Ctrl-C comes; NULL: none. The text must live until the next call. */
 void cmp_interrupt_remove(const char *path);
 

@@ -3,6 +3,7 @@
  * text, model, the two passes, the report, the gates: in this order, each its own file, put
  * together here. It uses the public API alone. */
 #include "bench.h"
+#include "input.h"
 #include "interrupt.h"
 #include "measure.h"
 #include "options.h"
@@ -13,7 +14,6 @@
 #include "text.h"
 
 #include <math.h>
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -37,42 +37,8 @@ static int read_builtin(cmp_bytes *out) {
     return 0;
 }
 
-static int read_stream(FILE *f, const char *path, cmp_bytes *out) {
-    size_t cap = 0;
-    for (;;) {
-        if (out->n == cap) {
-            cap = cap > 0 ? 2 * cap : 1u << 16;
-            char *p = realloc(out->p, cap);
-            if (p == NULL) {
-                return cmp_complain(CMP_EXIT_FAILED, "out of memory");
-            }
-            out->p = p;
-        }
-        size_t n = fread(out->p + out->n, 1, cap - out->n, f);
-        out->n += n;
-        if (n == 0) {
-            break;
-        }
-    }
-    return ferror(f) ? cmp_complain(CMP_EXIT_FAILED, "%s can't be read: %s", path, strerror(errno))
-                     : 0;
-}
-
 static int read_text(const char *path, cmp_bytes *out) {
-    if (path == NULL) {
-        return read_builtin(out);
-    }
-    if (strcmp(path, "-") == 0) {
-        return read_stream(stdin, "standard input", out);
-    }
-    FILE *f = fopen(path, "r");
-    if (f == NULL) {
-        return cmp_complain(errno == ENOENT ? CMP_EXIT_USAGE : CMP_EXIT_FAILED,
-                            "%s can't be opened: %s", path, strerror(errno));
-    }
-    int rc = read_stream(f, path, out);
-    fclose(f);
-    return rc;
+    return path != NULL ? cmp_input_read(path, out) : read_builtin(out);
 }
 
 /* The first ctx tokens of the text; *out is the caller's to free. */

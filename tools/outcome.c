@@ -13,9 +13,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const char *tool = "kvcompare";
+
+void cmp_outcome_tool(const char *name) {
+    tool = name;
+}
+
 /* One line on stderr; text may be a policy's or a file's. */
 static void write_line(const char *kind, const char *text) {
-    fprintf(stderr, "kvcompare: %s", kind);
+    fprintf(stderr, "%s: %s", tool, kind);
     cmp_text_put(stderr, text, strlen(text));
     fputc('\n', stderr);
 }

@@ -22,6 +22,8 @@ typedef struct cmp_bytes {
     size_t n;
 } cmp_bytes;
 
+/** Names the tool that speaks, "kvcompare" unless said; before anything else. Static text. */
+void cmp_outcome_tool(const char *name);
 /** Ends the progress line, prints the sentence and returns code; after Ctrl-C nothing is printed
  * and 130 returned. */
 int cmp_complain(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -320,6 +320,11 @@ KVC_API int32_t kvc_session_prefill(kvc_session *session, const int32_t *token, 
 KVC_API const float *kvc_session_logits(const kvc_session *session, uint32_t i);
 /** Tokens that the session holds. */
 KVC_API uint32_t kvc_session_n_past(const kvc_session *session);
+/** Copies tokens that the session holds, n from position pos on, to out: of a session that was
+ * loaded they are all that says what it is about. @return KVC_OK, KVC_E_RANGE beyond n_past,
+ * KVC_E_BUSY */
+KVC_API int32_t kvc_session_tokens(const kvc_session *session, uint32_t pos, uint32_t n,
+                                   int32_t *out);
 /** Forgets the tokens from position n_past on. What the cache has lost of the rest is computed
  * again in the next decode call, and counted. 0 clears. @return KVC_OK, KVC_E_RANGE when n_past is
  * above the present one */
@@ -358,6 +363,8 @@ typedef struct kvc_session_stats {
                             memory */
     uint64_t n_lost;     /**< times that pages which the tier had lost were computed again */
     uint64_t wait_ns;    /**< time that threads waited for pages, all threads together */
+    uint32_t compute;    /**< KVC_COMPUTE_… */
+    uint32_t pad;        /**< 0 */
 } kvc_session_stats;
 
 /** Fills out, whose struct_size is set by the caller. */
@@ -398,7 +405,8 @@ KVC_API int32_t kvc_sampler_create(kvc_params *params, kvc_sampler **out);
 /** Frees it; NULL is legal. */
 KVC_API void kvc_sampler_destroy(kvc_sampler *sampler);
 /** Picks a token. Order: top-k, temperature, top-p, min-p. Ties go to the lowest id; NaN is never
- * picked.
+ * picked. With a temperature each call takes one random number of the seed's sequence, whatever the
+ * logits.
  * @return the id, or a negative status: KVC_E_ARG, KVC_E_NOMEM */
 KVC_API int32_t kvc_sampler_sample(kvc_sampler *sampler, const float *logits, uint32_t n_vocab);
 
