@@ -17,7 +17,7 @@ static uint32_t group_of(const kvc__attend *a) {
 
 /* The block's range at place i. */
 static uint32_t range_at(const kvc__block *b, uint32_t i) {
-    const kvc__span *s = b->span;
+    const kvc__stretch *s = b->span;
     for (; i >= s->end - s->first; s++) {
         i -= s->end - s->first;
     }
@@ -767,11 +767,11 @@ static void flush_blocks(kvc__attend *a) {
 
 /* Puts a span behind the block's others, or makes it one with the last when there is no gap. */
 static void add_span(kvc__block *b, uint32_t first, uint32_t end) {
-    kvc__span *last = b->n_span > 0 ? &b->span[b->n_span - 1] : NULL;
+    kvc__stretch *last = b->n_span > 0 ? &b->span[b->n_span - 1] : NULL;
     if (last != NULL && first <= last->end) {
         last->end = end > last->end ? end : last->end;
     } else {
-        b->span[b->n_span++] = (kvc__span){first, end};
+        b->span[b->n_span++] = (kvc__stretch){first, end};
     }
 }
 

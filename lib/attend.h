@@ -40,15 +40,15 @@ typedef struct kvc__piece {
 } kvc__piece;
 
 /** Consecutive ranges: [first, end). */
-typedef struct kvc__span {
+typedef struct kvc__stretch {
     uint32_t first, end;
-} kvc__span;
+} kvc__stretch;
 
 /** A block of a piece's rows whose ranges are computed together: those in which a row of the piece
  * may see anything, n_range of them, ascending. */
 typedef struct kvc__block {
     uint32_t piece, t0, n, n_range, n_span;
-    kvc__span span[KVC_MAX_RANGES + 1];
+    kvc__stretch span[KVC_MAX_RANGES + 1];
     size_t part; /* first float of its partial results */
     size_t prob; /* first float of its probabilities, when observed */
 } kvc__block;
