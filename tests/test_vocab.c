@@ -787,7 +787,7 @@ START_TEST(test_long_text_in_time) {
     size_t n = 0;
     ck_assert(text != NULL);
     for (int i = 1; i < 32; i *= 2) {
-        char merge[80];
+        char merge[2 * sizeof name];
         snprintf(merge, sizeof merge, "%s %s", name, name);
         memset(name, 'a', (size_t)i * 2);
         name[i * 2] = 0;
