@@ -101,7 +101,7 @@ static void say_weights(const kvc__kern *k, uint32_t type) {
 /* ---- rows and pages */
 
 static void say_row_kernels(const kvc__kern *k) {
-    float x[640], w[640], y[640], max = -INFINITY, sum;
+    float x[640], w[640], y[640], max[10] = {0}, sum[10] = {0}, down[10];
     util_fill(&seed, x, 640, 8.0f);
     util_fill(&seed, w, 640, 1.0f);
     k->rms_norm(x, w, 629, 1e-5f, y);
@@ -118,9 +118,14 @@ static void say_row_kernels(const kvc__kern *k) {
     k->hadamard(y, 128, 640);
     say("row", "hadamard", y, 640);
     memcpy(y, x, sizeof y);
-    k->softmax(y, 640, &max, &sum);
-    say("row", "softmax", y, 640);
-    say("row", "sum", &sum, 1);
+    k->soften(y, 10, max, sum, down);
+    say("row", "soften", y, 640);
+    say("row", "sum", sum, 10);
+    say("row", "down", down, 10);
+    k->gelu_mul(y, w, 629);
+    say("row", "gelu_mul", y, 629);
+    k->soft_cap(y, 3.0f, 629);
+    say("row", "soft_cap", y, 629);
 }
 
 static void say_plain_pages(const kvc__kern *k, uint32_t type, const char *name) {
@@ -162,8 +167,10 @@ static void say_packed_pages(const kvc__kern *k, const kvc_packing *p, const cha
     k->pack_v(p, x, DIM, page);
     k->unpack_v(p, page, out);
     say("unpack_v", name, out, PAGE_F);
-    k->pack_mix(p, page, s, N_Q, acc);
-    say("pack_mix", name, acc, N_Q * DIM);
+    k->pack_mix_f(p, page, s, N_Q, acc);
+    say("pack_mix_f", name, acc, N_Q * DIM);
+    k->pack_mix_q(p, page, s, N_Q, acc);
+    say("pack_mix_q", name, acc, N_Q * DIM);
     free(x);
     free(out);
     free(page);
