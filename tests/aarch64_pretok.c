@@ -15,6 +15,11 @@ void kvc__pretok_destroy(kvc__pretok *p) {
     (void)p;
 }
 
+uint32_t kvc__pretok_traits(const kvc__pretok *p) {
+    (void)p;
+    return 0;
+}
+
 int32_t kvc__pretok_work_create(const kvc__pretok *p, kvc__pretok_work **out, kvc__err *err) {
     (void)p;
     *out = NULL;
@@ -24,6 +29,12 @@ int32_t kvc__pretok_work_create(const kvc__pretok *p, kvc__pretok_work **out, kv
 void kvc__pretok_work_destroy(const kvc__pretok *p, kvc__pretok_work *work) {
     (void)p;
     (void)work;
+}
+
+size_t kvc__utf8_len(const uint8_t *p, size_t n) {
+    (void)p;
+    (void)n;
+    return 1;
 }
 
 size_t kvc__utf8_valid(const uint8_t *text, size_t n) {
