@@ -310,6 +310,7 @@ func TestBusy(t *testing.T) {
 	wantError(t, second(s.Decode(background, []Token{1})), ErrBusy, "in use")
 	wantError(t, second(s.Fork()), ErrBusy, "")
 	wantError(t, second(s.Stats()), ErrBusy, "")
+	wantError(t, second(s.Tokens(0, 0)), ErrBusy, "")
 	if s.NPast() != 0 || s.Spec() != "" || s.Logits(0) != nil {
 		t.Fatal("answers while in use")
 	}
@@ -407,7 +408,7 @@ func TestClosedHandles(t *testing.T) {
 	run := []Run{{Session: s, Tokens: []Token{1}}}
 	for i, err := range []error{
 		second(s.Decode(background, []Token{1})), s.Prefill(background, []Token{1}), s.Truncate(0),
-		second(s.Fork()), s.Save("x"), second(s.Stats()), Decode(background, run), run[0].Err,
+		second(s.Fork()), s.Save("x"), second(s.Stats()), second(s.Tokens(0, 0)), Decode(background, run), run[0].Err,
 		second(sampler.Sample([]float32{1})), second(m.Tokenize("a", 0)),
 		second(m.Detokenize([]Token{1}, 0)), second(m.OpenSession("full", nil)),
 		second(m.LoadSession("x", nil)), second(m.Chat("", []Message{{"user", ""}}, 0)),
@@ -589,6 +590,49 @@ func TestStats(t *testing.T) {
 	if len(stats.Stages) != 2 || stats.Stages[0].Name != "window" || stats.Stages[1].PayloadBytes == 0 ||
 		!strings.HasSuffix(stats.Stages[1].Path, "quant8.so") {
 		t.Fatalf("%+v", stats.Stages)
+	}
+}
+
+func TestLoadedSessionSaysWhatItIsAbout(t *testing.T) {
+	m := testModel(t)
+	path := filepath.Join(t.TempDir(), "about")
+	s := testSession(t, m, "window:size=64", &Params{Compute: "f32"})
+	if tokens := must(s.Tokens(0, 0))(t); len(tokens) != 0 {
+		t.Fatal(tokens)
+	}
+	p := prompt(150)
+	if err := errors.Join(s.Prefill(background, p), s.Save(path)); err != nil {
+		t.Fatal(err)
+	}
+	s = must(m.LoadSession(path, nil))(t)
+	defer s.Close()
+	// What the window has given up too.
+	for _, c := range [][2]int{{0, 150}, {140, 10}, {8, 1}, {150, 0}} {
+		if tokens := must(s.Tokens(c[0], c[1]))(t); !slices.Equal(tokens, p[c[0]:c[0]+c[1]]) {
+			t.Fatal(c, tokens)
+		}
+	}
+	s.Decode(background, nil) // its sentence is another
+	for _, c := range [][2]int{{0, 151}, {151, 0}, {150, 1}, {-1, 1}, {1, -1}, {1, math.MaxInt}} {
+		wantError(t, second(s.Tokens(c[0], c[1])), ErrRange, "the 150 of the session")
+	}
+	if mode := must(s.Stats())(t).ComputeMode; mode != "f32" {
+		t.Fatal(mode)
+	}
+	if mode := must(testSession(t, m, "", nil).Stats())(t).ComputeMode; mode != "int8" {
+		t.Fatal(mode)
+	}
+}
+
+func TestWeightsThatStayInTheFile(t *testing.T) {
+	left := &Params{NoRepack: true}
+	wantError(t, second(OpenModelBytes(must(os.ReadFile(modelPath(t)))(t), left)), ErrUnsupported, "repack=0")
+	m := must(OpenModel(modelPath(t), left))(t)
+	defer m.Close()
+	a, b := testSession(t, m, "full", nil), testSession(t, testModel(t), "full", nil)
+	want := must(b.Decode(background, prompt(70)))(t)
+	if !slices.Equal(must(a.Decode(background, prompt(70)))(t), want) {
+		t.Fatal("other bits")
 	}
 }
 

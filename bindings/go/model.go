@@ -62,7 +62,7 @@ type Model struct {
 	cleanup runtime.Cleanup
 }
 
-// OpenModel opens a GGUF file. It uses NThreads and NBatch.
+// OpenModel opens a GGUF file. It uses NThreads, NBatch and NoRepack.
 func OpenModel(path string, params *Params) (*Model, error) {
 	cpath, err := cString("the model's path", path)
 	if err != nil {

@@ -22,6 +22,7 @@ import (
 type Params struct {
 	NThreads int    // model: threads that compute; 0: one per core that the process may use
 	NBatch   int    // model: most tokens computed together; 0: 512
+	NoRepack bool   // model: weights stay in the file, for less memory and much more time
 	NCtx     int    // session: most positions; 0: the model's own, at most 8192
 	Compute  string // session: "int8" (default), which rounds activations, or "f32", which is exact
 	Seed     int64  // session and sampler: of random numbers
@@ -67,6 +68,9 @@ func (p *Params) set(c *C.kvc_params) error {
 	s.float("min_p", p.MinP)
 	if p.Compute != "" {
 		s.text("compute", p.Compute)
+	}
+	if p.NoRepack {
+		s.text("repack", "0")
 	}
 	if p.NoPolicyEnv {
 		s.text("policy_env", "0")

@@ -13,6 +13,7 @@ package kvc
 import "C"
 
 import (
+	"fmt"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -190,6 +191,25 @@ func (s *Session) Spec() string {
 		return C.KVC_OK
 	})
 	return spec
+}
+
+// Tokens are n of the tokens that the session holds, from position pos on. Of a session that was
+// loaded they are all that says what it is about.
+func (s *Session) Tokens(pos, n int) ([]Token, error) {
+	if err := s.enter(); err != nil {
+		return nil, err
+	}
+	defer s.leave()
+	nPast := int(C.kvc_session_n_past(s.c))
+	// The library has no sentence for this, and would be asked after room was made.
+	if pos < 0 || n < 0 || pos > nPast || n > nPast-pos {
+		text := fmt.Sprintf("%d tokens from position %d on aren't in the %d of the session; "+
+			"ask for those below NPast", n, pos, nPast)
+		return nil, &Error{Status: ErrRange, Text: text}
+	}
+	out := make([]Token, n)
+	rc := C.kvc_session_tokens(s.c, C.uint32_t(pos), C.uint32_t(n), ids(out))
+	return out, failure(rc, C.kvc_session_error(s.c))
 }
 
 // Truncate forgets the tokens from position nPast on; 0 clears. What the cache has lost of the rest

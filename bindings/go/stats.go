@@ -38,6 +38,7 @@ type Stats struct {
 	Wait           time.Duration // that threads waited for pages, all threads together
 	ChunkInvariant bool          // results don't depend on how a prompt is cut into calls
 	Flags          uint32        // KVC_PLAN_… of the merged plan
+	ComputeMode    string        // "int8" or "f32", as in [Params]
 	Stages         []Stage       // of the stack, from left to right
 }
 
@@ -97,7 +98,16 @@ func statsOf(c *C.kvc_session_stats) Stats {
 		Compute: time.Duration(c.compute_ns), Attention: time.Duration(c.attention_ns),
 		Policy: time.Duration(c.policy_ns), Wait: time.Duration(c.wait_ns),
 		ChunkInvariant: c.chunk_invariant != 0, Flags: uint32(c.flags),
+		ComputeMode: computeMode(c.compute),
 	}
+}
+
+// computeMode is the value of the option compute that makes a session compute so.
+func computeMode(compute C.uint32_t) string {
+	if compute == C.KVC_COMPUTE_F32 {
+		return "f32"
+	}
+	return "int8"
 }
 
 func stageOf(c *C.kvc_stage_stats) Stage {

@@ -199,8 +199,8 @@ KVC_API int32_t kvc_model_tokenize(kvc_model *model, const char *text, size_t n,
 KVC_API int32_t kvc_model_detokenize(kvc_model *model, const int32_t *token, size_t n,
                                      uint32_t flags, char *out, size_t cap, size_t *n_out);
 /** 1 when a model that gives this token has ended its turn or its text (the file's eos and eot, and
- * tokens known by their text: `<|im_end|>`, `<|eot_id|>`, `<end_of_turn>`, `</s>` and the like); 0
- * for any other, and for what is no token. [any] */
+ * tokens known by their text: `<|im_end|>`, `<|eot_id|>`, `<end_of_turn>`, @c \</s\> and the like);
+ * 0 for any other, and for what is no token. [any] */
 KVC_API uint32_t kvc_model_is_end(const kvc_model *model, int32_t token);
 
 /** One message of a chat. */

@@ -213,6 +213,8 @@ pub const KVC_WANT_LAST: u32 = 0;
 pub const KVC_WANT_NONE: u32 = 1;
 pub const KVC_WANT_ALL: u32 = 2;
 pub const KVC_WANT_LIST: u32 = 3;
+pub const KVC_COMPUTE_INT8: u32 = 0;
+pub const KVC_COMPUTE_F32: u32 = 1;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -255,6 +257,8 @@ pub struct kvc_session_stats {
     pub tier_bytes: u64,
     pub n_lost: u64,
     pub wait_ns: u64,
+    pub compute: u32,
+    pub pad: u32,
 }
 
 #[repr(C)]
@@ -300,6 +304,7 @@ extern "C" {
     pub fn kvc_session_prefill(session: *mut kvc_session, token: *const i32, n: u32) -> i32;
     pub fn kvc_session_logits(session: *const kvc_session, i: u32) -> *const f32;
     pub fn kvc_session_n_past(session: *const kvc_session) -> u32;
+    pub fn kvc_session_tokens(session: *const kvc_session, pos: u32, n: u32, out: *mut i32) -> i32;
     pub fn kvc_session_truncate(session: *mut kvc_session, n_past: u32) -> i32;
     pub fn kvc_session_cancel(session: *mut kvc_session);
     pub fn kvc_session_error(session: *const kvc_session) -> *const c_char;

@@ -52,6 +52,7 @@ pub use chat::{ChatFlags, Message};
 pub use error::{Error, Result, Status};
 pub use generate::Generate;
 pub use kvc_sys::kvc_session_stats as Stats;
+pub use kvc_sys::{KVC_COMPUTE_F32, KVC_COMPUTE_INT8}; // what Stats.compute says
 pub use model::{Model, ModelInfo, TextFlags};
 pub use params::{Params, Value};
 pub use policies::{policies, Policies, Policy, PolicyParam};

@@ -106,7 +106,7 @@ impl Drop for Handle {
 pub struct Model(Arc<Inner>);
 
 impl Model {
-    /// Opens a GGUF file. Uses `n_threads` and `n_batch` of the params.
+    /// Opens a GGUF file. Uses `n_threads`, `n_batch` and `repack` of the params.
     pub fn open(path: impl AsRef<Path>, params: &Params) -> Result<Self> {
         let path = c_path("the model's path", path.as_ref())?;
         let given = params.give()?;

@@ -84,6 +84,14 @@ impl Params {
         self.set("n_batch", n)
     }
 
+    /// Model: whether weights are brought into the kernels' layout at load; they are by default.
+    /// Without, they stay in the file, which must not change: the same bits in less memory and much
+    /// more time.
+    #[must_use]
+    pub fn repack(self, repack: bool) -> Self {
+        self.set("repack", repack)
+    }
+
     /// Session: "int8" (default), which rounds activations and is fast, or "f32", which is exact.
     #[must_use]
     pub fn compute(self, how: &str) -> Self {

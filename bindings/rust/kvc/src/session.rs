@@ -8,6 +8,7 @@ use crate::{Generate, Model, Params, Sampler, Stats, Token};
 use kvc_sys as sys;
 use std::fmt;
 use std::mem::{size_of, zeroed};
+use std::ops::{Bound, RangeBounds};
 use std::path::Path;
 use std::ptr;
 use std::slice;
@@ -130,6 +131,36 @@ impl Session {
     /// Tokens that the session holds.
     pub fn n_past(&self) -> u32 {
         unsafe { sys::kvc_session_n_past(self.handle) }
+    }
+
+    /// Tokens that the session holds, by their positions; `..` gives all. Of a session that was loaded
+    /// they are all that says what it is about.
+    pub fn tokens(&self, range: impl RangeBounds<u32>) -> Result<Vec<Token>> {
+        let n_past = u64::from(self.n_past());
+        let start = match range.start_bound() {
+            Bound::Included(i) => u64::from(*i),
+            Bound::Excluded(i) => u64::from(*i) + 1,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(i) => u64::from(*i) + 1,
+            Bound::Excluded(i) => u64::from(*i),
+            Bound::Unbounded => n_past,
+        };
+        // The library has no sentence for this, and would be asked after room was made.
+        if start > end || end > n_past {
+            let text = format!(
+                "positions {start} to {end} aren't in the {n_past} tokens of the session; ask for \
+                 those below n_past"
+            );
+            return Err(Error::new(Status::RANGE, text));
+        }
+        let mut out = vec![0; (end - start) as usize];
+        self.check(unsafe {
+            let n = out.len() as u32;
+            sys::kvc_session_tokens(self.handle, start as u32, n, out.as_mut_ptr())
+        })?;
+        Ok(out)
     }
 
     /// Forgets the tokens from position `n_past` on; 0 clears. What the cache has lost of the rest is

@@ -4,6 +4,7 @@
 use kvc::{
     ChatFlags, Message, Model, Params, Run, Sampler, Session, Status, TextFlags, Token, Want,
 };
+use std::ops::Bound;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -310,6 +311,57 @@ fn figures_are_those_of_the_session() {
     assert_eq!((stages[0].name.as_str(), stages[1].name.as_str()), ("window", "quant8"));
     assert!(stages[1].payload_bytes > 0 && stages[1].path.ends_with("quant8.so"));
     assert!(s.spec().starts_with("window:size=64:sinks=4"));
+}
+
+#[test]
+fn a_loaded_session_says_what_it_is_about() {
+    let m = model();
+    let path = scratch("about");
+    let mut s = Session::open(&m, "window:size=64", &Params::new().compute("f32")).unwrap();
+    assert_eq!(s.tokens(..), Ok(vec![]));
+    let p = prompt(150);
+    s.prefill(&p).unwrap();
+    s.save(&path).unwrap();
+    let s = Session::load(&m, &path, &Params::new()).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    // What the window has given up too.
+    assert_eq!(s.tokens(..).unwrap(), p);
+    assert_eq!(s.tokens(140..).unwrap(), p[140..]);
+    assert_eq!(s.tokens(..=1).unwrap(), p[..2]);
+    assert_eq!(s.tokens((Bound::Excluded(7), Bound::Excluded(9))).unwrap(), p[8..9]);
+    assert!(s.tokens(0..0).unwrap().is_empty() && s.tokens(150..).unwrap().is_empty());
+    assert_eq!(s.stats().unwrap().compute, kvc::KVC_COMPUTE_F32);
+    assert_eq!(session(&m, "").stats().unwrap().compute, kvc::KVC_COMPUTE_INT8);
+}
+
+#[test]
+fn tokens_beyond_the_session_are_refused() {
+    let m = model();
+    let mut s = session(&m, "full");
+    s.decode(&prompt(70)).unwrap();
+    s.decode(&[]).unwrap_err(); // its sentence is another
+    let (start, end) = (9, 4);
+    let refused = [
+        error(s.tokens(0..71)),
+        error(s.tokens(71..)),
+        error(s.tokens(69..=u32::MAX)),
+        error(s.tokens((Bound::Excluded(u32::MAX), Bound::Unbounded))),
+        error(s.tokens(start..end)),
+    ];
+    for (status, text) in refused {
+        assert!(status == Status::RANGE && text.contains("the 70 tokens"), "{text}");
+    }
+}
+
+#[test]
+fn weights_that_stay_in_the_file_give_the_same_bits() {
+    let left = Params::new().repack(false);
+    let (status, text) = error(Model::from_bytes(&std::fs::read(model_path()).unwrap(), &left));
+    assert!(status == Status::UNSUPPORTED && text.contains("repack=0"), "{text}");
+    let m = Model::open(model_path(), &left).unwrap();
+    let want = session(&model(), "full").decode(&prompt(70)).unwrap().to_vec();
+    assert_eq!(session(&m, "full").decode(&prompt(70)).unwrap(), want);
+    assert!(Model::open(model_path(), &Params::new().repack(true)).is_ok());
 }
 
 #[test]
