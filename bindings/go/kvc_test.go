@@ -600,21 +600,27 @@ func TestLoadedSessionSaysWhatItIsAbout(t *testing.T) {
 	if tokens := must(s.Tokens(0, 0))(t); len(tokens) != 0 {
 		t.Fatal(tokens)
 	}
-	p := prompt(150)
-	if err := errors.Join(s.Prefill(background, p), s.Save(path)); err != nil {
+	p := prompt(300)
+	whole := testSession(t, m, "full", nil)
+	must(whole.Decode(background, p))(t)
+	must(s.Decode(background, p))(t)
+	if err := s.Save(path); err != nil {
 		t.Fatal(err)
 	}
 	s = must(m.LoadSession(path, nil))(t)
 	defer s.Close()
+	if must(s.Stats())(t).NEntry >= must(whole.Stats())(t).NEntry {
+		t.Fatal("the window has given up nothing")
+	}
 	// What the window has given up too.
-	for _, c := range [][2]int{{0, 150}, {140, 10}, {8, 1}, {150, 0}} {
+	for _, c := range [][2]int{{0, 300}, {290, 10}, {8, 1}, {300, 0}} {
 		if tokens := must(s.Tokens(c[0], c[1]))(t); !slices.Equal(tokens, p[c[0]:c[0]+c[1]]) {
 			t.Fatal(c, tokens)
 		}
 	}
 	s.Decode(background, nil) // its sentence is another
-	for _, c := range [][2]int{{0, 151}, {151, 0}, {150, 1}, {-1, 1}, {1, -1}, {1, math.MaxInt}} {
-		wantError(t, second(s.Tokens(c[0], c[1])), ErrRange, "the 150 of the session")
+	for _, c := range [][2]int{{0, 301}, {301, 0}, {300, 1}, {-1, 1}, {1, -1}, {1, math.MaxInt}} {
+		wantError(t, second(s.Tokens(c[0], c[1])), ErrRange, "the 300 of the session")
 	}
 	if mode := must(s.Stats())(t).ComputeMode; mode != "f32" {
 		t.Fatal(mode)

@@ -319,17 +319,20 @@ fn a_loaded_session_says_what_it_is_about() {
     let path = scratch("about");
     let mut s = Session::open(&m, "window:size=64", &Params::new().compute("f32")).unwrap();
     assert_eq!(s.tokens(..), Ok(vec![]));
-    let p = prompt(150);
-    s.prefill(&p).unwrap();
+    let p = prompt(300);
+    s.decode(&p).unwrap();
     s.save(&path).unwrap();
     let s = Session::load(&m, &path, &Params::new()).unwrap();
     std::fs::remove_file(&path).unwrap();
+    let mut whole = session(&m, "full");
+    whole.decode(&p).unwrap();
+    assert!(s.stats().unwrap().n_entry < whole.stats().unwrap().n_entry);
     // What the window has given up too.
     assert_eq!(s.tokens(..).unwrap(), p);
-    assert_eq!(s.tokens(140..).unwrap(), p[140..]);
+    assert_eq!(s.tokens(290..).unwrap(), p[290..]);
     assert_eq!(s.tokens(..=1).unwrap(), p[..2]);
     assert_eq!(s.tokens((Bound::Excluded(7), Bound::Excluded(9))).unwrap(), p[8..9]);
-    assert!(s.tokens(0..0).unwrap().is_empty() && s.tokens(150..).unwrap().is_empty());
+    assert!(s.tokens(0..0).unwrap().is_empty() && s.tokens(300..).unwrap().is_empty());
     assert_eq!(s.stats().unwrap().compute, kvc::KVC_COMPUTE_F32);
     assert_eq!(session(&m, "").stats().unwrap().compute, kvc::KVC_COMPUTE_INT8);
 }
