@@ -326,10 +326,10 @@ INLINE void weights_round(weights *x, uint32_t n_q, const float *w) {
  * bytes and n_vec n_q times 64 multiply-adds, in twice as many dots; these bound it. */
 INLINE void i8_mix_q_dots(uint32_t n_q, uint32_t n_vec, uint32_t half, const uint8_t *values,
                           size_t stride, const weights *w, vf y[PAGE_ROWS][4]) {
-    vi hi[PAGE_ROWS][2], lo[PAGE_ROWS][2];
+    vw sum[PAGE_ROWS][2];
     UNROLL for (uint32_t i = 0; i < n_q; i++) {
         UNROLL for (uint32_t v = 0; v < n_vec; v++) {
-            hi[i][v] = lo[i][v] = vi_zero();
+            sum[i][v] = vw_zero();
         }
     }
     for (uint32_t e = 0; e < KVC__ENTRIES; e += 4) {
@@ -346,15 +346,14 @@ INLINE void i8_mix_q_dots(uint32_t n_q, uint32_t n_vec, uint32_t half, const uin
         UNROLL for (uint32_t i = 0; i < n_q; i++) {
             const vi h = vi_bytes4(w->hi[i] + e), l = vi_bytes4(w->lo[i] + e);
             UNROLL for (uint32_t v = 0; v < n_vec; v++) {
-                hi[i][v] = vb_dot(hi[i][v], b[v], h);
-                lo[i][v] = vb_dot(lo[i][v], b[v], l);
+                sum[i][v] = vw_dot(sum[i][v], b[v], h, l);
             }
         }
     }
     UNROLL for (uint32_t i = 0; i < n_q; i++) {
         const vi off = vi_set1(VB_BIAS * w->sum[i]);
         UNROLL for (uint32_t v = 0; v < n_vec; v++) {
-            y[i][n_vec * half + v] = vf_from_vi(vi_sub(vi_add(vi_shl(hi[i][v], 7), lo[i][v]), off));
+            y[i][n_vec * half + v] = vf_from_vi(vi_sub(vw_sum(sum[i][v]), off));
         }
     }
 }

@@ -368,13 +368,26 @@ INLINE vi vi_quad(const uint8_t *p, size_t stride) {
                 _mm256_set_m128i(_mm_unpackhi_epi16(b, d), _mm_unpacklo_epi16(b, d))};
 }
 
+/* Unpacking works within quarters: of 32 bytes, each half of a vector gets four of the first 16 and
+ * four of the last. */
 INLINE void vi_weave(const uint8_t *p, size_t stride, uint32_t half, vi out[2]) {
-    out[0] = vi_quad(p + 32 * half, stride);
-    out[1] = vi_quad(p + 32 * half + 16, stride);
+    __m256i r[4];
+    for (uint32_t j = 0; j < 4; j++) {
+        r[j] = _mm256_loadu_si256((const __m256i *)(const void *)(p + 32 * half + j * stride));
+    }
+    __m256i a = _mm256_unpacklo_epi8(r[0], r[1]), b = _mm256_unpackhi_epi8(r[0], r[1]);
+    __m256i c = _mm256_unpacklo_epi8(r[2], r[3]), d = _mm256_unpackhi_epi8(r[2], r[3]);
+    out[0] = (vi){_mm256_unpacklo_epi16(a, c), _mm256_unpackhi_epi16(a, c)};
+    out[1] = (vi){_mm256_unpacklo_epi16(b, d), _mm256_unpackhi_epi16(b, d)};
 }
 
 INLINE void vf_unweave(vf x[4]) {
-    (void)x;
+    for (uint32_t i = 0; i < 4; i += 2) {
+        vf u = x[i], v = x[i + 1];
+        x[i] = (vf){_mm256_permute2f128_ps(u.a, u.b, 0x20), _mm256_permute2f128_ps(v.a, v.b, 0x20)};
+        x[i + 1] =
+            (vf){_mm256_permute2f128_ps(u.a, u.b, 0x31), _mm256_permute2f128_ps(v.a, v.b, 0x31)};
+    }
 }
 
 /* ---- dots of bytes
@@ -430,6 +443,29 @@ INLINE __m256i vec_dot(__m256i acc, __m256i x, __m256i s) {
 
 INLINE vi vb_dot(vi acc, vb x, vi s) {
     return (vi){vec_dot(acc.a, x.a, s.a), vec_dot(acc.b, x.b, s.b)};
+}
+
+/* With weights in two bytes: products with the upper ones count 128 times when pairs are widened,
+ * so one sum is enough. */
+typedef vi vw;
+
+INLINE vw vw_zero(void) {
+    return vi_zero();
+}
+
+INLINE __m256i vec_weigh(__m256i acc, __m256i x, __m256i hi, __m256i lo) {
+    __m256i h = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(hi, x));
+    __m256i l = _mm256_maddubs_epi16(lo, x);
+    acc = _mm256_add_epi32(acc, _mm256_madd_epi16(h, _mm256_set1_epi16(128)));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(l, _mm256_set1_epi16(1)));
+}
+
+INLINE vw vw_dot(vw acc, vb x, vi hi, vi lo) {
+    return (vw){vec_weigh(acc.a, x.a, hi.a, lo.a), vec_weigh(acc.b, x.b, hi.a, lo.a)};
+}
+
+INLINE vi vw_sum(vw acc) {
+    return acc;
 }
 
 /* ---- between the two */

@@ -321,6 +321,22 @@ INLINE vi vb_dot(vi acc, vb x, vi s) {
     return vi_dot(acc, x, s);
 }
 
+typedef struct vw {
+    vi hi, lo;
+} vw;
+
+INLINE vw vw_zero(void) {
+    return (vw){vi_zero(), vi_zero()};
+}
+
+INLINE vw vw_dot(vw acc, vb x, vi hi, vi lo) {
+    return (vw){vb_dot(acc.hi, x, hi), vb_dot(acc.lo, x, lo)};
+}
+
+INLINE vi vw_sum(vw acc) {
+    return vi_add(vi_shl(acc.hi, 7), acc.lo);
+}
+
 /* ---- between the two */
 
 INLINE vi vi_bits(vf x) {
