@@ -745,13 +745,14 @@ static void run_items(kvc__attend *a, uint32_t n, bool small, kvc__pool_fn fn) {
 /* The blocks collected so far, through ranges and merge. */
 static void flush_blocks(kvc__attend *a) {
     const uint32_t heads = a->model->hp.n_head_kv;
-    uint32_t jobs = 0, results = 0; /* of ranges, for each head */
+    uint32_t jobs = 0, rows = 0, results = 0; /* results: of ranges, for each head */
     for (uint32_t first = 0, n; first < a->n_block; first += n) {
         n = kvc__attend_same_piece(a, first);
         const uint32_t each = heads_of_job(a, first);
         a->job[first] = jobs;
         jobs += (heads + each - 1) / each * a->block[first].n_range * jobs_of_range(a, first, n);
         for (uint32_t i = first; i < first + n; i++) {
+            rows += a->block[i].n;
             results += a->block[i].n * a->block[i].n_range;
         }
     }
@@ -760,7 +761,7 @@ static void flush_blocks(kvc__attend *a) {
     kvc__pool_run(a->pool, jobs, range_item, a);
     kvc__attend_brought(a);
     collect_failures(a);
-    run_items(a, a->n_block * heads, results <= 24, merge_item);
+    run_items(a, a->n_block * heads, rows <= 2 && results <= 24, merge_item);
     collect_failures(a);
     a->n_block = 0;
 }
