@@ -143,11 +143,10 @@ typedef struct kvc__kern {
      * fma(w[e], code, r), wsum = Σ_e w[e] in 16 lanes. */
     void (*pack_mix_f)(const kvc_packing *p, const void *src, const float *w, uint32_t n_q,
                        float *acc);
-    /* Weights rounded to 14 bits and a sign: of a row of 64, step = amax / 16256, wi =
-     * nearest-even(x * (16256 / amax)), 0 where amax is 0; isum = Σ_e wi[e] × code, exact. 8 bits:
-     * x = w[e] * scale, acc = fma((float)isum, step, acc). Row groups: the same with the group's
-     * scales, after acc = acc + wmin. Channels: x = w[e]; as pack_mix_f with r = (float)isum *
-     * step. */
+    /* Weights rounded to 14 bits and a sign. 8 bits: of a row of 64, x = w[e] * scale, step = amax
+     * / 16256, wi = nearest-even(x * (16256 / amax)), 0 where amax is 0, not finite, or so small
+     * that the factor isn't; acc = fma((float)Σ_e wi[e] × code, step, acc), the sum exact. 4 and 2
+     * bits: as pack_mix_f. */
     void (*pack_mix_q)(const kvc_packing *p, const void *src, const float *w, uint32_t n_q,
                        float *acc);
 } kvc__kern;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * mat.c: brings weight matrices from the file's rows into the engine's groups of 16 rows, once, at
- * load, and takes single rows out again (embeddings). Sizes are checked; it never computes a
- * product. */
+ * mat.c: brings weight matrices from the file's rows into the engine's groups of 16 rows, at
+ * load or in use, and takes single rows out again (embeddings). Sizes are checked; it never
+ * computes a product. */
 #include "mat.h"
 
 #include "gguf.h"

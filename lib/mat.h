@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * mat.h: weight matrices in the engine's own layout, and activations. Rows of a matrix are held in
  * groups of 16, so that a vector's lanes are output rows and no sum is ever taken across lanes.
- * Packing happens once at load.
+ * Packing happens once at load, or at each use when the weights are left in the file.
  *
  * Layout of one group of 16 rows (r = row in the group), by type. Rows past n_row are zero weights.
  *   F32        [n_col][16] float
