@@ -180,7 +180,7 @@ static int32_t token_decode(const kvc__vocab *v, const int16_t back[324], uint32
     } else if (type == KVC__TOKEN_CONTROL || type == KVC__TOKEN_UNKNOWN) {
         *n = copy_bytes(text, out);
     } else if (!v->pretok) {
-        *in_map = spaces_decode(text, out, n);
+        *in_map = spaces_decode(text, out, n) && type != KVC__TOKEN_USER;
         if (*n > MAX_SPM) {
             return kvc__fail(err, KVC_E_FORMAT,
                              "tokenizer.ggml.tokens: token %u is longer than %u bytes", i, MAX_SPM);

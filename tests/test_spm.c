@@ -337,6 +337,20 @@ START_TEST(plain_text_is_never_a_control_token) {
 }
 END_TEST
 
+/* As with merges: a space that tokenizing puts in doesn't make one, nor does U+2581. */
+START_TEST(user_defined_tokens_are_cut_out_never_merged) {
+    const int32_t user = add("\xe2\x96\x81"
+                             "b",
+                             USER, 0);
+    must_create();
+    CHECK_IDS("a b", 0, SPACE_A, user);
+    CHECK_IDS("b", 0, SPACE, B);
+    CHECK_IDS("a\xe2\x96\x81"
+              "b",
+              0, SPACE_A, SPACE, B);
+}
+END_TEST
+
 /* ---------------------------------------------------------------- tests: damaged files */
 
 static void replace(uint32_t i, const char *text) {
@@ -578,6 +592,7 @@ int main(void) {
     tcase_add_test(c, ids_have_their_usual_places);
     tcase_add_test(c, what_the_file_says_of_ids_is_done);
     tcase_add_test(c, plain_text_is_never_a_control_token);
+    tcase_add_test(c, user_defined_tokens_are_cut_out_never_merged);
     tcase_add_loop_test(c, damaged_files_are_refused, 0, N_DAMAGE);
     tcase_add_loop_test(c, keys_of_other_types_are_refused, 0, N_ODD);
     tcase_add_test(c, scores_are_numbers);
