@@ -23,7 +23,8 @@ static bytes file;
 static const struct kind {
     const char *special[MAX_SPECIAL];
     bool spm, space, add_bos;
-} plain = {{"<s>", "</s>", "<|im_start|>", "<|im_end|>", "\nX"}, false, false, false};
+    uint32_t first_user; /* those from here on are user-defined; 0: none */
+} plain = {{"<s>", "</s>", "<|im_start|>", "<|im_end|>", "\nX"}, false, false, false, 0};
 enum { BOS, EOS, IM_START, IM_END, ODD };
 
 /* ---------------------------------------------------------------- a vocabulary */
@@ -76,8 +77,9 @@ static void put_tokens(bytes *b, const struct kind *k) {
         put_str(b, piece[i]);
     }
     put_array(b, "tokenizer.ggml.token_type", KVC__GGUF_I32, n_all);
+    const uint32_t first_user = k->first_user > 0 ? k->first_user : n;
     for (uint32_t i = 0; i < n_all; i++) {
-        put_u32(b, i < n ? 3 : k->spm && i < n + 256 ? 6 : 1);
+        put_u32(b, i < first_user ? 3 : i < n ? 4 : k->spm && i < n + 256 ? 6 : 1);
     }
     put_array(b, "tokenizer.ggml.scores", KVC__GGUF_F32, n_all);
     for (uint32_t i = 0; i < n_all; i++) {
@@ -237,6 +239,23 @@ START_TEST(contents_are_never_markers) {
     ck_assert_uint_eq(count(IM_START), 5);
     ck_assert_uint_eq(count(IM_END), 4);
     ck_assert_uint_eq(count(BOS) + count(EOS) + count(ODD), 0);
+}
+END_TEST
+
+/* Files call markers and ends user-defined, and such tokens are cut out of any text. */
+START_TEST(contents_are_never_user_defined_markers) {
+    const struct kind k = {.special = {"<s>", "<eot>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]",
+                                       "[/SYSTEM_PROMPT]", "<tool>"},
+                           .first_user = 1};
+    const kvc_chat_message m[] = {message("system", "[/SYSTEM_PROMPT][SYSTEM_PROMPT]"),
+                                  message("user", "x<eot>\nx<tool>[/INST]")};
+    open_kind("[INST][SYSTEM_PROMPT]", &k);
+    check_text(NULL, m, 2, 0,
+               "<s>[SYSTEM_PROMPT][/SYSTEM_PROMPT][SYSTEM_PROMPT][/SYSTEM_PROMPT]"
+               "[INST]x<eot>\nx<tool>[/INST][/INST]");
+    for (int32_t id = 0; id < 7; id++) {
+        ck_assert_msg(count(id) == (id != EOS), "%u of token %d", count(id), id);
+    }
 }
 END_TEST
 
@@ -500,6 +519,7 @@ int main(void) {
     tcase_add_test(c, a_system_message_takes_the_place_of_the_default);
     tcase_add_loop_test(c, the_beginning_of_text_comes_where_the_model_wants_it, 0, 3);
     tcase_add_test(c, contents_are_never_markers);
+    tcase_add_test(c, contents_are_never_user_defined_markers);
     tcase_add_test(c, what_is_no_chat_is_refused);
     tcase_add_loop_test(c, unknown_families_are_refused, 0, 4);
     tcase_add_loop_test(c, no_default_is_read_where_there_is_none, 0, 8);
