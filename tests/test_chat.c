@@ -434,6 +434,26 @@ START_TEST(a_hostile_template_is_read_in_time) {
 }
 END_TEST
 
+/* Whether a later message is the user's is not looked for anew at each answer. */
+START_TEST(a_long_chat_is_written_in_time) {
+    static kvc_chat_message m[80000];
+    const uint32_t n = sizeof m / sizeof *m;
+    for (uint32_t i = 0; i < n; i++) {
+        m[i] = message(i == 0 || i == 2 ? "user" : "assistant", i < 4 ? "<think>x</think>y" : "");
+    }
+    open_chat("<|im_start|></think>", false);
+    check_text(NULL, m, 4, 0,
+               "<|im_start|>user\n<think>x</think>y<|im_end|>\n<|im_start|>assistant\ny<|im_end|>\n"
+               "<|im_start|>user\n<think>x</think>y<|im_end|>\n"
+               "<|im_start|>assistant\n<think>x</think>y<|im_end|>\n");
+    clock_t begin = clock();
+    ck_assert_int_eq(tokenize(NULL, m, n, 0), KVC_OK);
+    double seconds = (double)(clock() - begin) / CLOCKS_PER_SEC;
+    ck_assert_uint_gt(n_token, n);
+    ck_assert_msg(seconds < 5, "%g seconds", seconds);
+}
+END_TEST
+
 /* ---------------------------------------------------------------- tests: memory */
 
 static size_t allowed;
@@ -527,6 +547,7 @@ int main(void) {
     tcase_add_loop_test(c, turns_are_taken_where_the_family_wants_them, 0, 6);
     tcase_add_loop_test(c, families_are_known_by_their_markers, 0, 9);
     tcase_add_test(c, a_hostile_template_is_read_in_time);
+    tcase_add_test(c, a_long_chat_is_written_in_time);
     tcase_add_test(c, without_memory_nothing_is_kept);
     tcase_add_test(c, the_public_calls_check_their_arguments);
     suite_add_tcase(suite, c);
