@@ -259,6 +259,19 @@ START_TEST(contents_are_never_user_defined_markers) {
 }
 END_TEST
 
+/* A user-defined token that a content begins and a marker ends would hide the marker. */
+START_TEST(contents_never_reach_into_markers) {
+    const struct kind k = {.special = {"<s>", "</s>", "<|im_start|>", "<|im_end|>", "><"},
+                           .first_user = 4};
+    const kvc_chat_message m[] = {message("user", "x>"), message("assistant", "x><")};
+    open_kind(chatml, &k);
+    check_text("chatml", m, 2, 0,
+               "<|im_start|>user\nx><|im_end|>\n<|im_start|>assistant\nx><<|im_end|>\n");
+    ck_assert_uint_eq(count(IM_END), 2);
+    ck_assert_uint_eq(count(ODD), 1);
+}
+END_TEST
+
 START_TEST(what_is_no_chat_is_refused) {
     static const struct {
         const char *role, *content;
@@ -540,6 +553,7 @@ int main(void) {
     tcase_add_loop_test(c, the_beginning_of_text_comes_where_the_model_wants_it, 0, 3);
     tcase_add_test(c, contents_are_never_markers);
     tcase_add_test(c, contents_are_never_user_defined_markers);
+    tcase_add_test(c, contents_never_reach_into_markers);
     tcase_add_test(c, what_is_no_chat_is_refused);
     tcase_add_loop_test(c, unknown_families_are_refused, 0, 4);
     tcase_add_loop_test(c, no_default_is_read_where_there_is_none, 0, 8);
