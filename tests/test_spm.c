@@ -213,6 +213,7 @@ START_TEST(without_bytes_it_is_unknown_once_in_a_row) {
     must_create();
     CHECK_IDS("azzz yza", 0, SPACE_A, UNK, SPACE, FIRST_BYTE + 'y', UNK, A);
     check_text(0, " a ya");
+    check_text(KVC_TEXT_TRIM, "a ya");
     check_text(KVC_TEXT_SPECIAL, " a<unk> y<unk>a");
 }
 END_TEST
@@ -252,6 +253,7 @@ START_TEST(extra_white_space_is_taken_out_on_request) {
     src.collapse = 1;
     must_create();
     CHECK_IDS("  a   a ", 0, SPACE_A, SPACE_A);
+    check_text(KVC_TEXT_TRIM, "a a");
     check_ids("   ", 0, NULL, 0);
     check_ids("\xe2\x96\x81", 0, NULL, 0);
 }
@@ -276,6 +278,7 @@ START_TEST(spaces_are_those_of_the_file) {
     CHECK_IDS("b\xe2\x96\x81"
               "b",
               0, SPACE, B, SPACE, B);
+    check_text(KVC_TEXT_TRIM, "b b");
     token[0] = id;
     n_token = 1;
     check_text(0, "b b");
