@@ -69,14 +69,13 @@ static kvc__str trim(kvc__str s) {
 
 /* ---------------------------------------------------------------- ChatML */
 
-/* Whether a user message follows message i. */
-static bool user_follows(const kvc__draft *d, uint32_t i) {
-    while (++i < d->call->n) {
-        if (kvc__draft_role(d->call, i) == KVC__ROLE_USER) {
-            return true;
-        }
+/* The last user message, or 0. */
+static uint32_t last_user(const kvc__draft *d) {
+    uint32_t i = d->call->n - 1;
+    while (i > 0 && kvc__draft_role(d->call, i) != KVC__ROLE_USER) {
+        i--;
     }
-    return false;
+    return i;
 }
 
 /* An earlier answer without what the model thought before it. */
@@ -102,6 +101,7 @@ static void write_chatml_turn(kvc__draft *d, uint32_t role) {
 
 static void write_chatml(kvc__draft *d) {
     const bool think = (d->chat->details & KVC__CHAT_THINK) != 0;
+    const uint32_t last = last_user(d);
     write_bos_if_wanted(d);
     if (d->chat->system != NULL && kvc__draft_role(d->call, 0) != KVC__ROLE_SYSTEM) {
         write_chatml_turn(d, KVC__ROLE_SYSTEM);
@@ -111,7 +111,7 @@ static void write_chatml(kvc__draft *d) {
     for (uint32_t i = 0; i < d->call->n; i++) {
         const uint32_t role = kvc__draft_role(d->call, i);
         const kvc__str s = content_at(d, i);
-        const bool cut = think && role == KVC__ROLE_ASSISTANT && user_follows(d, i);
+        const bool cut = think && role == KVC__ROLE_ASSISTANT && i < last;
         write_chatml_turn(d, role);
         write_str(d, cut ? without_thoughts(s) : s);
         kvc__draft_mark(d, "<|im_end|>\n");

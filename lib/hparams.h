@@ -34,7 +34,8 @@ int32_t kvc__hparams_read(const kvc__gguf *g, const kvc__arch *arch, kvc__hparam
 /** How many tokens a query of that layer sees, itself included; 0: all before it. KVC_E_FORMAT. */
 int32_t kvc__hparams_window(const kvc__gguf *g, const kvc__arch *arch, const kvc__hparams *hp,
                             uint32_t layer, uint32_t *out, kvc__err *err);
-/** RoPE base of layers with a window; 0: they are turned as the others. KVC_E_FORMAT. */
+/** RoPE base of layers with a window; 0: they are turned as the others. KVC_E_FORMAT,
+ * KVC_E_UNSUPPORTED. */
 int32_t kvc__hparams_local_base(const kvc__gguf *g, const kvc__arch *arch, float *out,
                                 kvc__err *err);
 

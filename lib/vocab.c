@@ -140,11 +140,30 @@ static int32_t encode_until(job *j, const uint8_t *text, size_t n, int32_t id) {
     return KVC_OK;
 }
 
-/* The special token at text, or -1. Control tokens lie within a part that may have them (n_mark
- * bytes from here on, 0: none); user-defined ones are found wherever they are. */
-static int32_t match_special(const kvc__vocab *v, const uint8_t *text, size_t n, size_t n_mark) {
-    int32_t user = kvc__special_match(&v->user, &v->tokens, text, n);
-    int32_t any = n_mark > 0 ? kvc__special_match(&v->all, &v->tokens, text, n_mark) : -1;
+/* The user-defined token at byte i, which lies in part k, or -1. It may go on in later parts, up to
+ * `end`; but not into markers that begin with a control token, which would be lost. */
+static int32_t match_user(const kvc__vocab *v, const uint8_t *text, const kvc__span *span, size_t k,
+                          size_t i, size_t end) {
+    int32_t id = kvc__special_match(&v->user, &v->tokens, text + i, end - i);
+    const size_t stop = id < 0 ? 0 : i + kvc__token_len(&v->tokens, id);
+    for (; span[k].end < stop; k++) {
+        const size_t at = span[k].end, n = span[k + 1].end - at;
+        const bool mark = span[k + 1].kind == KVC__TEXT_MARK && n > 0;
+        const int32_t first = mark ? kvc__special_match(&v->all, &v->tokens, text + at, n) : -1;
+        if (first >= 0 && v->tokens.type[first] == KVC__TOKEN_CONTROL) {
+            return kvc__special_match(&v->user, &v->tokens, text + i, at - i);
+        }
+    }
+    return id;
+}
+
+/* The special token at byte i, which lies in part k, or -1: control tokens where the part may have
+ * them, within it; user-defined ones wherever they are, the longer of the two. */
+static int32_t match_special(const kvc__vocab *v, const uint8_t *text, const kvc__span *span,
+                             size_t k, size_t i, size_t end) {
+    const bool mark = span[k].kind == KVC__TEXT_MARK;
+    int32_t user = match_user(v, text, span, k, i, end);
+    int32_t any = mark ? kvc__special_match(&v->all, &v->tokens, text + i, span[k].end - i) : -1;
     if (any < 0) {
         return user;
     }
@@ -152,13 +171,22 @@ static int32_t match_special(const kvc__vocab *v, const uint8_t *text, size_t n,
     return longer ? user : any;
 }
 
+/* The first part from k on that is an id, or n_span. */
+static size_t next_id(const kvc__span *span, size_t n_span, size_t k) {
+    while (k < n_span && span[k].kind < 0) {
+        k++;
+    }
+    return k;
+}
+
 static int32_t encode_spans(job *j, const uint8_t *text, const kvc__span *span, size_t n_span) {
     const size_t n = span[n_span - 1].end;
-    size_t begin = 0, i = 0;
+    size_t begin = 0, i = 0, k_id = next_id(span, n_span, 0);
     for (size_t k = 0; k < n_span; k++) {
+        k_id = k_id < k ? next_id(span, n_span, k) : k_id;
+        const size_t end = k_id < n_span ? span[k_id].end : n;
         while (i < span[k].end) {
-            size_t n_mark = span[k].kind == KVC__TEXT_MARK ? span[k].end - i : 0;
-            int32_t id = match_special(j->v, text + i, n - i, n_mark);
+            int32_t id = match_special(j->v, text, span, k, i, end);
             if (id < 0) {
                 i++;
                 continue;

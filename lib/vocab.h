@@ -51,8 +51,9 @@ typedef struct kvc__span {
 } kvc__span;
 
 /** Tokenizes text made of n_span parts, the last of which ends at n; a character lies in one part.
- * What isn't a special token is cut and merged as if the text had no parts. Else as
- * kvc__vocab_tokenize(). [any] */
+ * What isn't a special token is cut and merged as if the text had no parts. A user-defined token
+ * may lie across parts, but not across an id, nor may it reach into a KVC__TEXT_MARK that begins
+ * with a control token. Else as kvc__vocab_tokenize(). [any] */
 int32_t kvc__vocab_tokenize_spans(const kvc__vocab *v, const char *text, size_t n,
                                   const kvc__span *span, size_t n_span, int32_t *out, size_t cap,
                                   size_t *n_out, kvc__err *err);

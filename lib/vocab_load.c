@@ -76,6 +76,8 @@ static const char *const marker[] = {"<|im_start|>",
                                      "<bos>",
                                      "[INST]",
                                      "[/INST]",
+                                     "[SYSTEM_PROMPT]",
+                                     "[/SYSTEM_PROMPT]",
                                      "<|system|>",
                                      "<|user|>",
                                      "<|assistant|>"};
@@ -180,7 +182,7 @@ static int32_t token_decode(const kvc__vocab *v, const int16_t back[324], uint32
     } else if (type == KVC__TOKEN_CONTROL || type == KVC__TOKEN_UNKNOWN) {
         *n = copy_bytes(text, out);
     } else if (!v->pretok) {
-        *in_map = spaces_decode(text, out, n);
+        *in_map = spaces_decode(text, out, n) && type != KVC__TOKEN_USER;
         if (*n > MAX_SPM) {
             return kvc__fail(err, KVC_E_FORMAT,
                              "tokenizer.ggml.tokens: token %u is longer than %u bytes", i, MAX_SPM);
@@ -250,9 +252,7 @@ static int32_t load_tokens(kvc__vocab *v, const kvc__gguf *g, const int16_t back
     }
     v->tokens.n = (uint32_t)kv->n;
     KVC_TRY(load_types(v, g, err));
-    KVC_TRY(load_bytes(v, kv, back, err));
-    KVC_TRY(kvc__special_build(v->mem, &v->tokens, false, &v->user, err));
-    return kvc__special_build(v->mem, &v->tokens, true, &v->all, err);
+    return load_bytes(v, kv, back, err);
 }
 
 /* ---------------------------------------------------------------- ids */
@@ -295,15 +295,34 @@ static void find_ends(kvc__vocab *v, int32_t eom) {
 }
 
 /* Vocabularies of SentencePiece have fixed places for what a file doesn't name. */
-static int32_t load_ids(kvc__vocab *v, const kvc__gguf *g, kvc__err *err) {
+static int32_t load_ids(kvc__vocab *v, const kvc__gguf *g, int32_t *eom, kvc__err *err) {
     const bool spm = v->pretok == NULL;
-    const bool bos = spm || (kvc__pretok_traits(v->pretok) & KVC__PRE_BOS) != 0;
-    int32_t eom = -1;
     KVC_TRY(load_id(v, g, "tokenizer.ggml.bos_token_id", spm ? 1 : -1, &v->bos, err));
     KVC_TRY(load_id(v, g, "tokenizer.ggml.eos_token_id", spm ? 2 : -1, &v->eos, err));
     KVC_TRY(load_id(v, g, "tokenizer.ggml.eot_token_id", -1, &v->eot, err));
-    KVC_TRY(load_id(v, g, "tokenizer.ggml.eom_token_id", -1, &eom, err));
-    KVC_TRY(load_id(v, g, "tokenizer.ggml.unknown_token_id", spm ? 0 : -1, &v->unk, err));
+    KVC_TRY(load_id(v, g, "tokenizer.ggml.eom_token_id", -1, eom, err));
+    return load_id(v, g, "tokenizer.ggml.unknown_token_id", spm ? 0 : -1, &v->unk, err);
+}
+
+/* What type_of() does for markers known by their text, for what the file itself names. After all
+ * ids are read: which of them are there by default depends on the types. */
+static void retype_named(kvc__vocab *v, int32_t eom) {
+    const int32_t named[] = {v->bos, v->eos, v->eot, eom};
+    for (size_t i = 0; i < COUNT(named); i++) {
+        if (named[i] >= 0 && v->tokens.type[named[i]] == KVC__TOKEN_USER) {
+            v->tokens.type[named[i]] = KVC__TOKEN_CONTROL;
+        }
+    }
+}
+
+/* The ids, and the special tokens that text is searched for. */
+static int32_t load_special(kvc__vocab *v, const kvc__gguf *g, kvc__err *err) {
+    const bool bos = !v->pretok || (kvc__pretok_traits(v->pretok) & KVC__PRE_BOS) != 0;
+    int32_t eom = -1;
+    KVC_TRY(load_ids(v, g, &eom, err));
+    retype_named(v, eom);
+    KVC_TRY(kvc__special_build(v->mem, &v->tokens, false, &v->user, err));
+    KVC_TRY(kvc__special_build(v->mem, &v->tokens, true, &v->all, err));
     find_ends(v, eom);
     KVC_TRY(kvc__gguf_bool(g, "tokenizer.ggml.add_eos_token", false, &v->add_eos, err));
     return kvc__gguf_bool(g, "tokenizer.ggml.add_bos_token", bos, &v->add_bos, err);
@@ -497,6 +516,6 @@ int32_t kvc__vocab_load(kvc__vocab *v, const kvc__gguf *g, kvc__err *err) {
     alphabet_fill(back);
     KVC_TRY(load_model(v, g, err));
     KVC_TRY(load_tokens(v, g, back, err));
-    KVC_TRY(load_ids(v, g, err));
+    KVC_TRY(load_special(v, g, err));
     return v->pretok ? load_merges(v, g, back, err) : load_spm(v, g, err);
 }

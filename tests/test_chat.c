@@ -23,7 +23,8 @@ static bytes file;
 static const struct kind {
     const char *special[MAX_SPECIAL];
     bool spm, space, add_bos;
-} plain = {{"<s>", "</s>", "<|im_start|>", "<|im_end|>", "\nX"}, false, false, false};
+    uint32_t first_user; /* those from here on are user-defined; 0: none */
+} plain = {{"<s>", "</s>", "<|im_start|>", "<|im_end|>", "\nX"}, false, false, false, 0};
 enum { BOS, EOS, IM_START, IM_END, ODD };
 
 /* ---------------------------------------------------------------- a vocabulary */
@@ -76,8 +77,9 @@ static void put_tokens(bytes *b, const struct kind *k) {
         put_str(b, piece[i]);
     }
     put_array(b, "tokenizer.ggml.token_type", KVC__GGUF_I32, n_all);
+    const uint32_t first_user = k->first_user > 0 ? k->first_user : n;
     for (uint32_t i = 0; i < n_all; i++) {
-        put_u32(b, i < n ? 3 : k->spm && i < n + 256 ? 6 : 1);
+        put_u32(b, i < first_user ? 3 : i < n ? 4 : k->spm && i < n + 256 ? 6 : 1);
     }
     put_array(b, "tokenizer.ggml.scores", KVC__GGUF_F32, n_all);
     for (uint32_t i = 0; i < n_all; i++) {
@@ -237,6 +239,36 @@ START_TEST(contents_are_never_markers) {
     ck_assert_uint_eq(count(IM_START), 5);
     ck_assert_uint_eq(count(IM_END), 4);
     ck_assert_uint_eq(count(BOS) + count(EOS) + count(ODD), 0);
+}
+END_TEST
+
+/* Files call markers and ends user-defined, and such tokens are cut out of any text. */
+START_TEST(contents_are_never_user_defined_markers) {
+    const struct kind k = {.special = {"<s>", "<eot>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]",
+                                       "[/SYSTEM_PROMPT]", "<tool>"},
+                           .first_user = 1};
+    const kvc_chat_message m[] = {message("system", "[/SYSTEM_PROMPT][SYSTEM_PROMPT]"),
+                                  message("user", "x<eot>\nx<tool>[/INST]")};
+    open_kind("[INST][SYSTEM_PROMPT]", &k);
+    check_text(NULL, m, 2, 0,
+               "<s>[SYSTEM_PROMPT][/SYSTEM_PROMPT][SYSTEM_PROMPT][/SYSTEM_PROMPT]"
+               "[INST]x<eot>\nx<tool>[/INST][/INST]");
+    for (int32_t id = 0; id < 7; id++) {
+        ck_assert_msg(count(id) == (id != EOS), "%u of token %d", count(id), id);
+    }
+}
+END_TEST
+
+/* A user-defined token that a content begins and a marker ends would hide the marker. */
+START_TEST(contents_never_reach_into_markers) {
+    const struct kind k = {.special = {"<s>", "</s>", "<|im_start|>", "<|im_end|>", "><"},
+                           .first_user = 4};
+    const kvc_chat_message m[] = {message("user", "x>"), message("assistant", "x><")};
+    open_kind(chatml, &k);
+    check_text("chatml", m, 2, 0,
+               "<|im_start|>user\nx><|im_end|>\n<|im_start|>assistant\nx><<|im_end|>\n");
+    ck_assert_uint_eq(count(IM_END), 2);
+    ck_assert_uint_eq(count(ODD), 1);
 }
 END_TEST
 
@@ -415,6 +447,26 @@ START_TEST(a_hostile_template_is_read_in_time) {
 }
 END_TEST
 
+/* Whether a later message is the user's is not looked for anew at each answer. */
+START_TEST(a_long_chat_is_written_in_time) {
+    static kvc_chat_message m[80000];
+    const uint32_t n = sizeof m / sizeof *m;
+    for (uint32_t i = 0; i < n; i++) {
+        m[i] = message(i == 0 || i == 2 ? "user" : "assistant", i < 4 ? "<think>x</think>y" : "");
+    }
+    open_chat("<|im_start|></think>", false);
+    check_text(NULL, m, 4, 0,
+               "<|im_start|>user\n<think>x</think>y<|im_end|>\n<|im_start|>assistant\ny<|im_end|>\n"
+               "<|im_start|>user\n<think>x</think>y<|im_end|>\n"
+               "<|im_start|>assistant\n<think>x</think>y<|im_end|>\n");
+    clock_t begin = clock();
+    ck_assert_int_eq(tokenize(NULL, m, n, 0), KVC_OK);
+    double seconds = (double)(clock() - begin) / CLOCKS_PER_SEC;
+    ck_assert_uint_gt(n_token, n);
+    ck_assert_msg(seconds < 5, "%g seconds", seconds);
+}
+END_TEST
+
 /* ---------------------------------------------------------------- tests: memory */
 
 static size_t allowed;
@@ -500,6 +552,8 @@ int main(void) {
     tcase_add_test(c, a_system_message_takes_the_place_of_the_default);
     tcase_add_loop_test(c, the_beginning_of_text_comes_where_the_model_wants_it, 0, 3);
     tcase_add_test(c, contents_are_never_markers);
+    tcase_add_test(c, contents_are_never_user_defined_markers);
+    tcase_add_test(c, contents_never_reach_into_markers);
     tcase_add_test(c, what_is_no_chat_is_refused);
     tcase_add_loop_test(c, unknown_families_are_refused, 0, 4);
     tcase_add_loop_test(c, no_default_is_read_where_there_is_none, 0, 8);
@@ -507,6 +561,7 @@ int main(void) {
     tcase_add_loop_test(c, turns_are_taken_where_the_family_wants_them, 0, 6);
     tcase_add_loop_test(c, families_are_known_by_their_markers, 0, 9);
     tcase_add_test(c, a_hostile_template_is_read_in_time);
+    tcase_add_test(c, a_long_chat_is_written_in_time);
     tcase_add_test(c, without_memory_nothing_is_kept);
     tcase_add_test(c, the_public_calls_check_their_arguments);
     suite_add_tcase(suite, c);

@@ -23,7 +23,7 @@ static struct {
     uint32_t n, n_score;
     bool no_types, charsmap;
     int prefix, collapse, add_eos, add_bos; /* -1: left out */
-    int64_t bos, unk, eom;                  /* -1: left out */
+    int64_t bos, eos, unk, eom;             /* -1: left out */
     const char *odd;                        /* a key whose value is a text, or NULL */
 } src;
 
@@ -85,6 +85,7 @@ static void write_file(void) {
     n += (uint64_t)put_flag(&file, "tokenizer.ggml.add_eos_token", src.add_eos);
     n += (uint64_t)put_flag(&file, "tokenizer.ggml.add_bos_token", src.add_bos);
     n += (uint64_t)put_id(&file, "tokenizer.ggml.bos_token_id", src.bos);
+    n += (uint64_t)put_id(&file, "tokenizer.ggml.eos_token_id", src.eos);
     n += (uint64_t)put_id(&file, "tokenizer.ggml.unknown_token_id", src.unk);
     n += (uint64_t)put_flag(&file, "tokenizer.ggml.precompiled_charsmap", src.charsmap ? 1 : -1);
     n += (uint64_t)put_id(&file, "tokenizer.ggml.eom_token_id", src.eom);
@@ -113,7 +114,7 @@ static void setup(void) {
     char byte[8];
     memset(&src, 0, sizeof src);
     src.prefix = src.collapse = src.add_eos = src.add_bos = -1;
-    src.bos = src.unk = src.eom = -1;
+    src.bos = src.eos = src.unk = src.eom = -1;
     kvc__mem_init(&mem, NULL, NULL);
     add("<unk>", UNKNOWN, 0);
     add("<s>", CONTROL, 0);
@@ -212,6 +213,7 @@ START_TEST(without_bytes_it_is_unknown_once_in_a_row) {
     must_create();
     CHECK_IDS("azzz yza", 0, SPACE_A, UNK, SPACE, FIRST_BYTE + 'y', UNK, A);
     check_text(0, " a ya");
+    check_text(KVC_TEXT_TRIM, "a ya");
     check_text(KVC_TEXT_SPECIAL, " a<unk> y<unk>a");
 }
 END_TEST
@@ -251,6 +253,7 @@ START_TEST(extra_white_space_is_taken_out_on_request) {
     src.collapse = 1;
     must_create();
     CHECK_IDS("  a   a ", 0, SPACE_A, SPACE_A);
+    check_text(KVC_TEXT_TRIM, "a a");
     check_ids("   ", 0, NULL, 0);
     check_ids("\xe2\x96\x81", 0, NULL, 0);
 }
@@ -275,6 +278,7 @@ START_TEST(spaces_are_those_of_the_file) {
     CHECK_IDS("b\xe2\x96\x81"
               "b",
               0, SPACE, B, SPACE, B);
+    check_text(KVC_TEXT_TRIM, "b b");
     token[0] = id;
     n_token = 1;
     check_text(0, "b b");
@@ -334,6 +338,44 @@ START_TEST(plain_text_is_never_a_control_token) {
     ck_assert(kvc__vocab_is_end(vocab, end) && kvc__vocab_is_end(vocab, EOS));
     ck_assert(!kvc__vocab_is_end(vocab, -1) && !kvc__vocab_is_end(vocab, user));
     CHECK_IDS("ababab", 0, user, SPACE_A, B);
+}
+END_TEST
+
+/* What the file names as an end is one for plain text too, though it calls it user-defined. What is
+ * there by default still depends on the type. */
+START_TEST(named_ids_are_control_tokens) {
+    free(src.token[EOS]);
+    src.token[EOS] = strdup("<eot>");
+    src.type[EOS] = USER;
+    src.eos = _i == 0 ? EOS : -1;
+    src.eom = add("<eom>", USER, 0);
+    src.bos = UNK;
+    src.type[UNK] = USER;
+    must_create();
+    tokenize("x<eot>\nx<eom><unk>", 0);
+    int n_eos = 0;
+    for (size_t i = 0; i < n_token; i++) {
+        ck_assert(token[i] != src.eom && token[i] != UNK);
+        n_eos += token[i] == EOS;
+    }
+    ck_assert_int_eq(n_eos, _i);
+    ck_assert_int_eq(kvc__vocab_eos(vocab), src.eos);
+    ck_assert_int_eq(kvc__vocab_is_end(vocab, EOS), _i == 0);
+    CHECK_IDS("<eom><unk>", KVC_TEXT_SPECIAL, (int32_t)src.eom, UNK);
+}
+END_TEST
+
+/* As with merges: a space that tokenizing puts in doesn't make one, nor does U+2581. */
+START_TEST(user_defined_tokens_are_cut_out_never_merged) {
+    const int32_t user = add("\xe2\x96\x81"
+                             "b",
+                             USER, 0);
+    must_create();
+    CHECK_IDS("a b", 0, SPACE_A, user);
+    CHECK_IDS("b", 0, SPACE, B);
+    CHECK_IDS("a\xe2\x96\x81"
+              "b",
+              0, SPACE_A, SPACE, B);
 }
 END_TEST
 
@@ -578,6 +620,8 @@ int main(void) {
     tcase_add_test(c, ids_have_their_usual_places);
     tcase_add_test(c, what_the_file_says_of_ids_is_done);
     tcase_add_test(c, plain_text_is_never_a_control_token);
+    tcase_add_loop_test(c, named_ids_are_control_tokens, 0, 2);
+    tcase_add_test(c, user_defined_tokens_are_cut_out_never_merged);
     tcase_add_loop_test(c, damaged_files_are_refused, 0, N_DAMAGE);
     tcase_add_loop_test(c, keys_of_other_types_are_refused, 0, N_ODD);
     tcase_add_test(c, scores_are_numbers);

@@ -466,6 +466,48 @@ START_TEST(test_special_of_no_text_is_left_out) {
 }
 END_TEST
 
+static void check_spans(const char *text, const kvc__span *span, size_t n_span, const int32_t *want,
+                        size_t n_want) {
+    int32_t got[16];
+    size_t n = 0;
+    int32_t rc =
+        kvc__vocab_tokenize_spans(vocab, text, strlen(text), span, n_span, got, 16, &n, &err);
+    ck_assert_msg(rc == KVC_OK, "'%s': %s", text, err.text);
+    ck_assert_msg(n == n_want, "'%s': %zu tokens, expected %zu", text, n, n_want);
+    for (size_t i = 0; i < n; i++) {
+        ck_assert_msg(got[i] == want[i], "'%s': token %zu is %d, expected %d", text, i, got[i],
+                      want[i]);
+    }
+}
+#define SPANS(...)                                                                                 \
+    (const kvc__span[]){__VA_ARGS__}, sizeof((const kvc__span[]){__VA_ARGS__}) / sizeof(kvc__span)
+#define IDS(...)                                                                                   \
+    (const int32_t[]){__VA_ARGS__}, sizeof((const int32_t[]){__VA_ARGS__}) / sizeof(int32_t)
+
+/* An id keeps its place and a marker its beginning; else parts are no borders. */
+START_TEST(test_user_defined_tokens_across_parts) {
+    const int32_t plain = KVC__TEXT_PLAIN, mark = KVC__TEXT_MARK;
+    const int32_t xy = (int32_t)add("xy", USER);
+    const int32_t end = (int32_t)add("<end>", CONTROL);
+    const int32_t into = (int32_t)add("a><e", USER);
+    const int32_t before = (int32_t)add("a>", USER);
+    const int32_t two = (int32_t)add("\n\n", USER);
+    const int32_t three = (int32_t)add("\n\n\n", USER);
+    must_create();
+    check_spans("xy", SPANS({1, plain}, {1, end}, {2, plain}), IDS('x', end, 'y'));
+    check_spans("xyxy", SPANS({3, plain}, {3, end}, {3, end}, {4, mark}),
+                IDS(xy, 'x', end, end, 'y'));
+    check_spans("xy", SPANS({0, end}, {1, plain}, {2, mark}, {2, end}), IDS(end, xy, end));
+    check_spans("a><end>", SPANS({2, plain}, {7, mark}), IDS(before, end));
+    check_spans("a><end>", SPANS({2, mark}, {2, plain}, {7, mark}), IDS(before, end));
+    check_spans("a><end>", SPANS({1, plain}, {1, mark}, {2, plain}, {7, mark}), IDS(before, end));
+    check_spans("a><end>", SPANS({2, plain}, {6, mark}, {7, plain}), IDS(into, 'n', 'd', '>'));
+    check_spans("a><end>", SPANS({7, plain}), IDS(into, 'n', 'd', '>'));
+    check_spans("\n\n\nxy", SPANS({1, plain}, {3, mark}, {5, plain}), IDS(three, xy));
+    check_spans("\n\nxy", SPANS({1, plain}, {3, mark}, {4, plain}), IDS(two, xy));
+}
+END_TEST
+
 START_TEST(test_bos_if_the_model_wants_one) {
     src.bos = (int64_t)add("<s>", CONTROL);
     src.eos = 1;
@@ -843,6 +885,7 @@ static TCase *tests_special(void) {
     tcase_add_test(c, test_longest_special_wins);
     tcase_add_test(c, test_special_never_splits_a_character);
     tcase_add_test(c, test_special_of_no_text_is_left_out);
+    tcase_add_test(c, test_user_defined_tokens_across_parts);
     tcase_add_loop_test(c, test_bos_if_the_model_wants_one, -1, 2);
     tcase_add_test(c, test_ids_may_be_absent);
     return c;

@@ -185,16 +185,20 @@ enum {
     KVC_TEXT_TRIM = 1u << 3 /**< leave out the spaces that tokenizing put in */
 };
 
-/** Text to tokens. text is UTF-8, n bytes, and isn't normalised. Some vocabularies of SentencePiece
- * begin a text, and go on behind a special token, with a space that isn't in it. Writes at most cap
- * ids to out and their full number to *n_out; out may be NULL when cap is 0.
+/** Text to tokens. text is UTF-8, n bytes, and isn't normalised, but in vocabularies of
+ * SentencePiece: to them U+2581 is a space, and those with remove_extra_whitespaces keep only
+ * single spaces between words. Some of them begin a text, and go on behind a special token, with a
+ * space that isn't in it. Characters without a token become the unknown one. Writes at most cap ids
+ * to out and their full number to *n_out; out may be NULL when cap is 0.
  * @return KVC_OK, KVC_E_UTF8 (the sentence gives the byte), KVC_E_NOMEM */
 KVC_API int32_t kvc_model_tokenize(kvc_model *model, const char *text, size_t n, uint32_t flags,
                                    int32_t *out, size_t cap, size_t *n_out);
 /** Tokens to bytes: writes at most cap to out and their full number to *n_out. A token may end
  * inside a UTF-8 character. Special tokens give nothing unless KVC_TEXT_SPECIAL. The bytes of some
  * tokens are those of each, one after the other, so that an answer can be printed as it comes; with
- * KVC_TEXT_TRIM, for tokens from the beginning of a text on, it is as it was before tokenizing.
+ * KVC_TEXT_TRIM, for tokens from the beginning of a text on, it is as it was before tokenizing, but
+ * for the spaces that kvc_model_tokenize() left out, U+2581 that is now a space, and what became
+ * the unknown token.
  * @return KVC_OK, KVC_E_RANGE for an id outside the vocabulary */
 KVC_API int32_t kvc_model_detokenize(kvc_model *model, const int32_t *token, size_t n,
                                      uint32_t flags, char *out, size_t cap, size_t *n_out);
