@@ -88,7 +88,8 @@ int32_t kvc__stream_open(kvc__mem *mem, const char *path, kvc__stream *out, kvc_
     KVC_TRY(begin(mem, BUFFER, out, err));
     int32_t rc = set_path(out, path);
     if (rc == KVC_OK) {
-        out->fd = kvc__fd_raise(open(path, O_RDONLY | O_CLOEXEC));
+        /* O_NONBLOCK: opening a pipe that nobody writes to must not hang. */
+        out->fd = kvc__fd_raise(open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
         if (out->fd < 0) {
             rc = errno == ENOENT
                      ? kvc__fail(err, KVC_E_NOT_FOUND, "%s: no such file; check the path", path)

@@ -524,6 +524,23 @@ START_TEST(paths) {
 }
 END_TEST
 
+/* A pipe that nobody writes to is refused at once. */
+START_TEST(pipes_are_refused) {
+    kvc_model *m = util_model("tiny-f16.gguf", 1, 0);
+    kvc_params *p = util_params();
+    kvc_session *l = NULL;
+    ck_assert_int_eq(mkfifo(path, 0600), 0);
+    alarm(20); /* where Check doesn't fork there is no other end to a call that hangs */
+    ck_assert_int_eq(kvc_session_load(m, path, p, &l), KVC_E_IO);
+    alarm(0);
+    ck_assert_ptr_null(l);
+    ck_assert_ptr_nonnull(strstr(kvc_params_error(p), path));
+    ck_assert_ptr_nonnull(strstr(kvc_params_error(p), "not a regular file; give the path of"));
+    kvc_params_destroy(p);
+    kvc_model_close(m);
+}
+END_TEST
+
 START_TEST(foreign_files_are_refused) {
     kvc_model *m = util_model("tiny-f16.gguf", 1, 0), *other = util_model("tiny-q8_0.gguf", 1, 0);
     int32_t token[N];
@@ -585,6 +602,7 @@ int main(void) {
     tcase_add_test(tc, files_that_are_cut_are_refused);
     tcase_add_test(tc, large_sessions_go_on);
     tcase_add_test(tc, paths);
+    tcase_add_test(tc, pipes_are_refused);
     tcase_add_test(tc, foreign_files_are_refused);
     tcase_add_test(tc, arguments);
     suite_add_tcase(suite, tc);
