@@ -22,6 +22,16 @@
 
 /* ---------------------------------------------------------------- files */
 
+int kvc__fd_raise(int fd) {
+    if (fd < 0 || fd > STDERR_FILENO) {
+        return fd;
+    }
+    const int other = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1), code = errno;
+    (void)close(fd);
+    errno = code;
+    return other;
+}
+
 int kvc__unnamed_open(const char *path) {
     char dir[4096];
     const char *slash = strrchr(path, '/');
@@ -31,7 +41,7 @@ int kvc__unnamed_open(const char *path) {
     if (n < 0 || (size_t)n >= sizeof dir || access("/proc/self/fd", X_OK) != 0) {
         return -1;
     }
-    return open(dir, O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600);
+    return kvc__fd_raise(open(dir, O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600));
 }
 
 int kvc__unnamed_link(int fd, const char *path) {
@@ -56,6 +66,7 @@ int kvc__scratch_fd(const char *dir) {
             (void)unlink(path);
         }
     }
+    fd = kvc__fd_raise(fd);
     if (fd >= 0) {
         /* Nothing is read ahead: whoever reads knows better what comes next. */
         (void)posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
@@ -92,7 +103,7 @@ static bool loads_within(int fd, uint64_t size) {
 
 bool kvc__library_is_whole(const char *path) {
     struct stat st;
-    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    const int fd = kvc__fd_raise(open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
     if (fd < 0) {
         return true;
     }
@@ -104,7 +115,7 @@ bool kvc__library_is_whole(const char *path) {
 int kvc__direct_fd(int fd) {
     char self[64];
     snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
-    return open(self, O_RDONLY | O_DIRECT | O_CLOEXEC);
+    return kvc__fd_raise(open(self, O_RDONLY | O_DIRECT | O_CLOEXEC));
 }
 
 void kvc__write_behind(int fd) {
@@ -159,7 +170,7 @@ int32_t kvc__map_file(const char *path, kvc__map *out, kvc__err *err) {
     out->data = NULL;
     out->size = 0;
     /* O_NONBLOCK: opening a pipe that nobody writes to must not hang. */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    int fd = kvc__fd_raise(open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
     if (fd < 0) {
         return fail_errno(err, "open", path);
     }

@@ -23,6 +23,12 @@ int32_t kvc__map_file(const char *path, kvc__map *out, kvc__err *err);
 /** Unmaps; a zeroed map is legal. */
 void kvc__unmap(kvc__map *map);
 
+/** fd, or where it stands in the place of a standard stream, which the program has closed, another
+ * descriptor of its file that doesn't: what the program prints would land in the file. What open()
+ * answers goes through here everywhere; fopen() and opendir() open for a moment, and only to read.
+ * -1 stays -1; -1 with errno, and fd is closed, when there is no other. */
+int kvc__fd_raise(int fd);
+
 /** Opens a file without a name for writing in the directory of path, which vanishes with its
  * descriptor; -1 where the system can't. */
 int kvc__unnamed_open(const char *path);

@@ -256,10 +256,12 @@ static int32_t not_found(kvc__mem *mem, const kvc__search *search, const char *w
     int near = best.distance != UINT32_MAX;
     int32_t rc = kvc__fail(err, KVC_E_NOT_FOUND,
                            "policy \"%.60s\" is not found%s%s%s; searched %s%s%.600s; "
-                           "add its directory to KVC_POLICY_PATH or give a path with '/'",
+                           "add its directory to KVC_POLICY_PATH%s",
                            word, near ? ", did you mean \"" : "", best.name, near ? "\"?" : "",
                            search->n_entry > 0 ? "those linked in and " : "",
-                           path[0] ? "" : "no directory", path);
+                           path[0] ? "" : "no directory", path,
+                           search->saved ? ", or to the options by kvc_params_add_policy_dir()"
+                                         : " or give a path with '/'");
     kvc__free(mem, path, strlen(path) + 1);
     return rc;
 }

@@ -22,6 +22,7 @@ typedef struct kvc__search {
     uint32_t n_dir;
     const char *const *dir; /* added directories */
     int use_env;            /* KVC_POLICY_PATH */
+    int saved;              /* words come from a file: its reader can't give a path instead */
     int use_default;        /* the installed directory (the build tree's for the build tree) */
 } kvc__search;
 

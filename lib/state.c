@@ -234,6 +234,7 @@ static int32_t open_like(kvc_model *model, struct head *h, const struct kvc_para
     kvc__search search;
     kvc__session_setup setup;
     kvc__session_setup_params(params, &search, &setup);
+    search.saved = 1;
     setup.n_ctx = h->n_ctx;
     setup.compute = h->compute;
     kvc__err why = {""};

@@ -60,7 +60,9 @@ static int32_t open_temp(kvc__stream *s) {
     s->fd = kvc__unnamed_open(s->path);
     s->unnamed = s->fd >= 0;
     if (s->fd < 0) {
-        s->fd = open(temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        const int fd = open(temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        s->temp = fd >= 0 ? temp : NULL; /* there is a file to be taken away */
+        s->fd = kvc__fd_raise(fd);
     }
     if (s->fd < 0) {
         return io_failed(s, "can't write a file beside it");
@@ -86,7 +88,8 @@ int32_t kvc__stream_open(kvc__mem *mem, const char *path, kvc__stream *out, kvc_
     KVC_TRY(begin(mem, BUFFER, out, err));
     int32_t rc = set_path(out, path);
     if (rc == KVC_OK) {
-        out->fd = open(path, O_RDONLY | O_CLOEXEC);
+        /* O_NONBLOCK: opening a pipe that nobody writes to must not hang. */
+        out->fd = kvc__fd_raise(open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
         if (out->fd < 0) {
             rc = errno == ENOENT
                      ? kvc__fail(err, KVC_E_NOT_FOUND, "%s: no such file; check the path", path)
@@ -181,7 +184,7 @@ int32_t kvc__stream_commit(kvc__stream *s) {
     char *slash = strrchr(s->path, '/');
     memcpy(s->temp, s->path, slash != NULL ? (size_t)(slash - s->path) + 1 : 0);
     s->temp[slash != NULL ? slash - s->path + 1 : 0] = '\0';
-    const int dir = open(s->temp[0] != '\0' ? s->temp : ".", O_RDONLY | O_CLOEXEC);
+    const int dir = kvc__fd_raise(open(s->temp[0] != '\0' ? s->temp : ".", O_RDONLY | O_CLOEXEC));
     s->temp = NULL;
     if (dir >= 0) {
         (void)fsync(dir); /* some file systems can't; the file itself is whole either way */

@@ -524,6 +524,53 @@ START_TEST(paths) {
 }
 END_TEST
 
+/* A pipe that nobody writes to is refused at once. */
+START_TEST(pipes_are_refused) {
+    kvc_model *m = util_model("tiny-f16.gguf", 1, 0);
+    kvc_params *p = util_params();
+    kvc_session *l = NULL;
+    ck_assert_int_eq(mkfifo(path, 0600), 0);
+    alarm(20); /* where Check doesn't fork there is no other end to a call that hangs */
+    ck_assert_int_eq(kvc_session_load(m, path, p, &l), KVC_E_IO);
+    alarm(0);
+    ck_assert_ptr_null(l);
+    ck_assert_ptr_nonnull(strstr(kvc_params_error(p), path));
+    ck_assert_ptr_nonnull(strstr(kvc_params_error(p), "not a regular file; give the path of"));
+    kvc_params_destroy(p);
+    kvc_model_close(m);
+}
+END_TEST
+
+/* A file names its policies without their paths: they are found where the options say. */
+START_TEST(policies_that_were_given_by_path) {
+    char spec[4096];
+    int32_t token[N];
+    float sink[1];
+    kvc_model *m = util_model("tiny-f16.gguf", 1, 0);
+    kvc_params *p = NULL;
+    kvc_session *l = NULL;
+    snprintf(spec, sizeof spec, "%s/t_codec.so", getenv("KVC_TEST_PLUGINS"));
+    util_tokens(token, N, util_vocab(m), 1);
+    kvc_session *s = util_session(m, spec, "f32", N_CTX);
+    util_feed(s, token, 100, 100, 100, util_vocab(m), sink);
+    ck_assert_int_eq(kvc_session_save(s, path), KVC_OK);
+    kvc_session_close(s);
+    ck_assert_int_eq(kvc_params_create(&p), KVC_OK);
+    ck_assert_int_eq(kvc_session_load(m, path, p, &l), KVC_E_NOT_FOUND);
+    ck_assert_ptr_nonnull(strstr(kvc_params_error(p), "kvc_params_add_policy_dir()"));
+    ck_assert_ptr_nonnull(strstr(kvc_params_error(p), "KVC_POLICY_PATH"));
+    ck_assert_ptr_null(strstr(kvc_params_error(p), "give a path"));
+    ck_assert_int_eq(kvc_session_open(m, "t_codec", p, &l), KVC_E_NOT_FOUND);
+    ck_assert_ptr_nonnull(strstr(kvc_params_error(p), "KVC_POLICY_PATH or give a path with '/'"));
+    ck_assert_int_eq(kvc_params_add_policy_dir(p, getenv("KVC_TEST_PLUGINS")), KVC_OK);
+    ck_assert_msg(kvc_session_load(m, path, p, &l) == KVC_OK, "%s", kvc_params_error(p));
+    ck_assert_uint_eq(kvc_session_n_past(l), 100);
+    kvc_session_close(l);
+    kvc_params_destroy(p);
+    kvc_model_close(m);
+}
+END_TEST
+
 START_TEST(foreign_files_are_refused) {
     kvc_model *m = util_model("tiny-f16.gguf", 1, 0), *other = util_model("tiny-q8_0.gguf", 1, 0);
     int32_t token[N];
@@ -585,6 +632,8 @@ int main(void) {
     tcase_add_test(tc, files_that_are_cut_are_refused);
     tcase_add_test(tc, large_sessions_go_on);
     tcase_add_test(tc, paths);
+    tcase_add_test(tc, pipes_are_refused);
+    tcase_add_test(tc, policies_that_were_given_by_path);
     tcase_add_test(tc, foreign_files_are_refused);
     tcase_add_test(tc, arguments);
     suite_add_tcase(suite, tc);

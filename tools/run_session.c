@@ -104,8 +104,30 @@ static int check_same(run_job *job, const kvc_session *loaded) {
     return o->policy != NULL ? check_policy(job, loaded) : 0;
 }
 
+/* A file names its policies without their paths: those of --policy say where to look first. */
+static int add_dirs(const run_job *job) {
+    const char *word = job->o->policy != NULL ? job->o->policy : "";
+    for (size_t n; *word != '\0'; word += n + (word[n] == '+')) {
+        size_t dir = strcspn(word, ":+");
+        while (dir > 0 && word[dir - 1] != '/') {
+            dir--;
+        }
+        char *copy = dir > 0 ? strndup(word, dir) : NULL;
+        if (dir > 0 && (copy == NULL || kvc_params_add_policy_dir(job->params, copy) < 0)) {
+            free(copy);
+            return no_memory();
+        }
+        free(copy);
+        n = strcspn(word, "+");
+    }
+    return 0;
+}
+
 static int load(run_job *job) {
     kvc_session *loaded = NULL;
+    if (add_dirs(job) != 0) {
+        return CMP_EXIT_FAILED;
+    }
     const int32_t rc = kvc_session_load(job->model, job->o->session, job->params, &loaded);
     if (rc == KVC_E_UNSUPPORTED || rc == KVC_E_FORMAT) {
         return cmp_complain(rc == KVC_E_FORMAT ? CMP_EXIT_FAILED : CMP_EXIT_USAGE,
@@ -113,7 +135,8 @@ static int load(run_job *job) {
                             kvc_params_error(job->params));
     }
     if (rc < 0) {
-        return cmp_complain(cmp_exit_code(rc), "%s", kvc_params_error(job->params));
+        return cmp_complain(cmp_exit_code(rc), "%s%s", kvc_params_error(job->params),
+                            rc == KVC_E_NOT_FOUND ? "; a --policy with its path does it too" : "");
     }
     const int code = check_same(job, loaded);
     if (code != 0) {

@@ -277,7 +277,9 @@ KVC_API int32_t kvc_session_fork(kvc_session *session, kvc_session **out);
 KVC_API int32_t kvc_session_save(kvc_session *session, const char *path);
 /** Opens a session from a file; it goes on where it was saved, with the same logits to the last
  * bit. spec, n_ctx and compute come from the file, the policies are searched by params as in
- * kvc_session_open(). On failure *out is NULL and the sentence is on params.
+ * kvc_session_open(). The file has their names alone: one that was given by a path is found when
+ * its directory is added, kvc_params_add_policy_dir(). On failure *out is NULL and the sentence is
+ * on params.
  * @return KVC_OK, KVC_E_NOT_FOUND, KVC_E_IO, KVC_E_FORMAT (damaged, another version),
  * KVC_E_UNSUPPORTED (another model or version of a policy), or what kvc_session_open() answers */
 KVC_API int32_t kvc_session_load(kvc_model *model, const char *path, kvc_params *params,

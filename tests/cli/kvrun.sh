@@ -242,6 +242,30 @@ resume() {
     says 'too long'
 }
 
+# A session names its policies without their paths: --policy says where they are, or the
+# environment does.
+by_path() {
+    mkdir "$tmp/so"
+    cp "$KVC_TEST_PLUGINS/template.so" "$tmp/so/template.so"
+    spec="quant8:hadamard=off+$tmp/so/template.so:size=64"
+    raw 0 -p 'the cat' -n 5 --policy "$spec" --session "$tmp/by-path"
+    raw 0 -p '' -n 5 --policy "$spec" --session "$tmp/by-path" -o json
+    holds '"template:size=64" in r["policy"] and r["prompt_tokens"] == 0'
+    home=$PWD
+    cd "$tmp/so" || exit 1
+    raw 0 -p '' -n 5 --policy 'quant8:hadamard=off+./template.so:size=64' --session "$tmp/by-path"
+    raw 2 -p '' -n 5 --policy ./template.so:size=65 --session "$tmp/by-path"
+    says 'was saved with the policy'
+    cd "$home" || exit 1
+    export KVC_POLICY_PATH="$tmp/so"
+    raw 0 -p '' -n 5 --session "$tmp/by-path"
+    unset KVC_POLICY_PATH
+    raw 2 -p '' -n 5 --session "$tmp/by-path"
+    says '"template" is not found'
+    says KVC_POLICY_PATH
+    says 'a --policy with its path'
+}
+
 # The old file stays, whole, and nothing lies beside it.
 full_disk() {
     mkdir "$tmp/disk"
@@ -262,6 +286,7 @@ text
 sampling
 context
 resume
+by_path
 full_disk
 [ $failed -eq 0 ] && echo passed
 exit $failed
