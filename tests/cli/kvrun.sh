@@ -132,6 +132,13 @@ streams() {
         raw 0 -p 'the cat' -n 5 --policy $policy
         says "($policy)]"
     done
+    # What never ends is refused before all memory is full of it.
+    timeout 60 "$tool" -m "$model" --raw -f /dev/zero >"$tmp/out" 2>"$tmp/err"
+    [ $? -eq 1 ] || bad 'no failure of a file without an end'
+    says '/dev/zero has more than 64 MiB'
+    yes | timeout 60 "$tool" -m "$model" --raw >"$tmp/out" 2>"$tmp/err"
+    [ $? -eq 1 ] || bad 'no failure of an input without an end'
+    says 'standard input has more than 64 MiB'
     [ -w /dev/full ] || return 0
     "$tool" -m "$model" --raw -p a -n 5 >/dev/full 2>"$tmp/err"
     [ $? -eq 1 ] || bad 'no failure on a full disk'
