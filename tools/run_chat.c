@@ -140,7 +140,7 @@ static void leave(chat *c) {
 static void save_to(chat *c, const char *path) {
     if (path[0] == '\0') {
         cmp_complain(0, "/save needs the name of a file");
-    } else if (run_session_save(c->job, path) == 0) {
+    } else if (run_session_check_place(path) == 0 && run_session_save(c->job, path) == 0) {
         run_note("(Saved; go on with --session %s.)", path);
         c->unsaved = true; /* no reason to hold back any more */
     }

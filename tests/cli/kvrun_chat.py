@@ -330,6 +330,16 @@ def commands(tmp):
     check("no place", "can't be saved" in t.prompt().replace("\r\n", " "))
     t.send(f"/save {saved}\r")
     check("saved", "--session" in t.prompt().replace("\r\n", " "))
+    t.send(f"/save {saved}\r")
+    check("saved again", "--session" in t.prompt().replace("\r\n", " "))
+    letter = os.path.join(tmp, "letter")
+    with open(letter, "w") as f:
+        f.write("Dear Ann,\n")
+    for path in (letter, tmp):
+        t.send(f"/save {path}\r")
+        said = t.prompt().replace("\r\n", " ")
+        check("no session there", "is there and is not a saved session; name another" in said, said)
+    check("the letter is left", open(letter).read() == "Dear Ann,\n")
     t.send("/policy quant8\r")
     t.prompt()
     t.send("/clear\r")
