@@ -191,6 +191,7 @@ static int run(const run_options *o, kvc_params *params) {
 
 int main(int argc, char **argv) {
     run_options options;
+    cmp_streams_hold();
     run_options_parse(argc, argv, &options);
     cmp_outcome_tool("kvrun");
     int code = CMP_EXIT_FAILED;

@@ -62,6 +62,25 @@ static int read_message(char **out) {
     }
 }
 
+/* ---------------------------------------------------------------- the end */
+
+/* Ends, when what was to be saved is saved. */
+static void leave(chat *c) {
+    const char *path = c->job->o->session;
+    cmp_interrupt_again();
+    c->ends = true;
+    if (path == NULL || run_session_save(c->job, path) == 0) {
+        c->code = 0;
+        return;
+    }
+    c->code = CMP_EXIT_FAILED;
+    if (!c->unsaved) {
+        c->ends = false;
+        c->unsaved = true;
+        run_note("(Save it elsewhere with /save FILE; ending again ends without.)");
+    }
+}
+
 /* ---------------------------------------------------------------- an answer */
 
 static void say_end(const chat *c, const run_answer *answer) {
@@ -105,6 +124,10 @@ static void answer_message(chat *c, const char *message) {
     }
     fputc('\n', stderr);
     free(answer.token.p);
+    if (ferror(stdout)) {
+        leave(c); /* no answer can be shown any more */
+        c->code = CMP_EXIT_FAILED;
+    }
 }
 
 /* ---------------------------------------------------------------- commands */
@@ -118,23 +141,6 @@ static void help(void) {
     run_note("/exit          end, as Ctrl-D does");
     run_note("A line that ends in \\ goes on in the next; pasted text is one message.");
     run_note("Ctrl-C ends an answer.");
-}
-
-/* Ends, when what was to be saved is saved. */
-static void leave(chat *c) {
-    const char *path = c->job->o->session;
-    cmp_interrupt_again();
-    c->ends = true;
-    if (path == NULL || run_session_save(c->job, path) == 0) {
-        c->code = 0;
-        return;
-    }
-    c->code = CMP_EXIT_FAILED;
-    if (!c->unsaved) {
-        c->ends = false;
-        c->unsaved = true;
-        run_note("(Save it elsewhere with /save FILE; ending again ends without.)");
-    }
 }
 
 static void save_to(chat *c, const char *path) {

@@ -145,6 +145,28 @@ streams() {
     says "can't be written"
 }
 
+# Without standard output, or anything else: nothing that is opened takes its place.
+closed() {
+    cp "$model" "$tmp/model.gguf"
+    for session in '' "$tmp/closed.kvc"; do
+        rm -f "$tmp/closed.kvc"
+        "$tool" -m "$tmp/model.gguf" --raw -p a -n 5 ${session:+--session "$session"} >&- 2>"$tmp/err" <&-
+        [ $? -eq 1 ] || bad 'no failure without standard output'
+        says "the answer can't be written"
+    done
+    "$tool" -m "$tmp/model.gguf" --raw -p a -n 5 -o json >&- 2>"$tmp/err"
+    [ $? -eq 1 ] || bad 'no failure of JSON without standard output'
+    says "can't be written to standard output"
+    "$tool" -m "$tmp/model.gguf" --raw -p a -n 5 --policy offload:dir="$tmp" >&- 2>&- <&-
+    [ $? -eq 1 ] || bad 'no failure without any stream'
+    echo hello | "$tool" -m "$tmp/model.gguf" --raw -n 5 >&- 2>"$tmp/err"
+    [ $? -eq 1 ] || bad 'no failure without standard output'
+    raw 0 -p a -n 5
+    "$tool" -m "$tmp/model.gguf" --raw -p a -n 5 >"$tmp/again" 2>&- <&- || bad 'a failure without stderr'
+    cmp -s "$tmp/out" "$tmp/again" || bad 'another answer without stderr'
+    cmp -s "$model" "$tmp/model.gguf" || bad 'the model was written to'
+}
+
 # What is shown is the tokens' bytes, but for what no text may hold.
 text() {
     for seed in 1 2 3; do
@@ -265,6 +287,7 @@ full_disk() {
 
 usage
 streams
+closed
 text
 sampling
 context
