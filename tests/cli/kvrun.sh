@@ -83,6 +83,20 @@ usage() {
         [ -s "$tmp/err" ] || bad "no sentence for $wrong"
         [ -s "$tmp/out" ] && bad "an answer for $wrong"
     done
+    # What was typed reaches the terminal as text: by argp, by getopt, and by the tool's own words.
+    esc=$(printf 'a\033[31mb\rc\302\233d\ne')
+    for wrong in "--$esc" "--temp$esc=1" "--predict=$esc" "--format=$esc" "--compute=$esc" "$esc" \
+        "-$esc" "-$(printf '\033')" "--policy=$esc" "--system=$esc" "--file=$esc" "--temp=$esc"; do
+        raw 2 -p 'a' "$wrong"
+        LC_ALL=C tr -d '\n\040-\176\200-\377' <"$tmp/err" | grep -q . && bad 'a control character'
+        LC_ALL=C grep -q "$(printf '\302\233')" "$tmp/err" && bad 'a control character of two bytes'
+    done
+    raw 2 "--predict=$esc"
+    says 'kvrun: --predict=a?[31mb?c??d?e: give a whole number'
+    says 'Try `kvrun --help'
+    raw 0 -p "$(printf -- '- a\tb\n- c')" -n 2
+    raw 2 -p a --threads=257
+    says 'to 256'
     raw 2 -p a -f b
     says '--file'
     raw 2 -p a --system b
