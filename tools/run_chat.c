@@ -91,10 +91,8 @@ static void say_end(const chat *c, const run_answer *answer) {
     if (answer->end == RUN_END_CONTEXT) {
         kvc_session_stats stats = {.struct_size = sizeof stats};
         kvc_session_get_stats(c->job->session, &stats);
-        cmp_complain(0,
-                     "the context of %u tokens is full, the answer is cut off: begin anew with "
-                     "/clear, or with a larger --ctx",
-                     stats.n_ctx);
+        cmp_complain(0, "the context of %u tokens is full, the answer is cut off: %s", stats.n_ctx,
+                     c->job->way_out);
     }
     if (!c->job->o->quiet) {
         run_figures_line(c->job, answer);
@@ -239,6 +237,8 @@ static void one_turn(chat *c, bool *broke) {
 int run_chat(run_job *job, const run_form *form) {
     chat c = {.job = job, .form = form};
     bool broke = false;
+    job->way_out = job->o->session != NULL ? "begin anew with /clear, or name another --session"
+                                           : "begin anew with /clear, or with a larger --ctx";
     if (run_edit_start(isatty(STDOUT_FILENO) ? stdout : stderr) != 0) {
         return cmp_complain(CMP_EXIT_FAILED, "the terminal can't be used for a chat");
     }

@@ -207,8 +207,7 @@ int run_session_check_place(const char *path) {
 }
 
 int run_session_save(run_job *job, const char *path) {
-    const kvc_session_stats stats = stats_of(job->session);
-    if (job->pending.n > stats.n_ctx - stats.n_past) {
+    if (run_held(job) < kvc_session_n_past(job->session) + job->pending.n) {
         job->pending.n = 0; /* a full context: nothing can follow anyway */
     }
     const int code = run_settle(job);

@@ -234,6 +234,17 @@ context() {
     says 'larger --ctx'
     [ -s "$tmp/out" ] && bad 'an answer to a prompt that is too long'
     raw 0 -p 'the cat' --ctx 20 -n 17
+    # What has no room isn't counted, and a full session gives no token again and again.
+    raw 1 -p 'the cat' --ctx 20 --session "$tmp/full.kvc" -o json
+    holds 'r["n_past"] == 20 and r["end"] == "context" and len(r["tokens"]) == 17'
+    says 'give a larger --ctx'
+    cp "$tmp/full.kvc" "$tmp/full0.kvc"
+    for prompt in '' a; do
+        raw 1 -p "$prompt" --session "$tmp/full.kvc"
+        [ -s "$tmp/out" ] && bad 'an answer of a full context'
+        says 'the context of 20 tokens is full: name another --session'
+    done
+    cmp -s "$tmp/full.kvc" "$tmp/full0.kvc" || bad 'a refused run changed the session'
 }
 
 # As one run of n tokens, so two that meet in a session, with random numbers too.
@@ -282,7 +293,7 @@ resume() {
     chat 0 -p a -n 5 --session "$tmp/s" --policy full:type=f16 --ctx 1024 --compute int8
     chat 1 -p a --session "$tmp/small" --ctx 30
     chat 1 -p a --session "$tmp/small"
-    says 'too long'
+    says 'name another --session'
 }
 
 # The old file stays, whole, and nothing lies beside it.
