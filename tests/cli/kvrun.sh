@@ -273,6 +273,19 @@ resume() {
     cp "$tmp/s" "$tmp/s0"
     chat 2 -p 'and' --session "$tmp/s" --system 'be long'
     says 'another system text'
+    cp "$tmp/s" "$tmp/families"
+    for family in llama2 llama3 gemma mistral zephyr; do
+        code 2 -m "$model" -p a --session "$tmp/s" --chat-template $family
+        says "$tmp/s began with another template: leave --chat-template out"
+    done
+    cmp -s "$tmp/s" "$tmp/families" || bad 'a refused run changed the session'
+    for family in llama2 llama3 gemma mistral zephyr; do
+        for prompt in a b; do
+            code 0 -m "$model" -p $prompt -n 5 --session "$tmp/$family" --chat-template $family
+        done
+        chat 2 -p a --session "$tmp/$family"
+        says "$tmp/$family began with another template"
+    done
     chat 2 -p a --session "$tmp/s" --policy quant8
     says 'with the policy full:type=f16, not quant8'
     chat 2 -p a --session "$tmp/s" --ctx 77
