@@ -127,7 +127,7 @@ static error_t parse_more(int key, char *arg, struct argp_state *state) {
         o->output = arg;
         return 0;
     case KEY_THREADS:
-        o->threads = (uint32_t)cmp_option_number(state, "threads", arg, 0, 1024);
+        o->threads = (uint32_t)cmp_option_number(state, "threads", arg, 0, CMP_MAX_THREADS);
         return 0;
     case KEY_NO_REPACK:
         o->no_repack = 1;
@@ -192,7 +192,7 @@ void cmp_bench_options_parse(int argc, char **argv, cmp_bench_options *out) {
     out->n_count = cmp_bench_parse_list("1", 1, 1, out->count);
     argp_err_exit_status = 2;
     argv[0] = name;
-    if (argp_parse(&parser, argc, argv, 0, NULL, out) != 0) {
+    if (cmp_option_parse(&parser, argc, argv, out) != 0) {
         fprintf(stderr, "kvcompare: out of memory\n");
         exit(1);
     }

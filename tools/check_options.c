@@ -3,6 +3,8 @@
  * is refused here. */
 #include "check_options.h"
 
+#include "options.h"
+
 #include <argp.h>
 #include <ctype.h>
 #include <errno.h>
@@ -214,7 +216,7 @@ void chk_options_parse(int argc, char **argv, chk_options *out) {
     out->timeout = 60;
     argp_err_exit_status = 2;
     argp_program_version_hook = print_version;
-    if (argp_parse(&parser, argc, argv, 0, NULL, out) != 0) {
+    if (cmp_option_parse(&parser, argc, argv, out) != 0) {
         fprintf(stderr, "kvcheck: out of memory\n");
         exit(1);
     }

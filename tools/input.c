@@ -1,15 +1,24 @@
 /* SPDX-License-Identifier: MIT
- * input.c: reads to the end of a file or of standard input. It knows nothing of what it is for. */
+ * input.c: reads to the end of a file or of standard input, which may have none. It knows nothing
+ * of what it is for. */
 #include "input.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
+/* More than any context holds; a device or a pipe may never end. */
+#define MOST ((size_t)64 << 20)
+
 static int read_stream(FILE *f, const char *path, cmp_bytes *out) {
     size_t cap = 0;
     for (;;) {
-        if (out->n == cap) {
+        if (out->n == MOST && getc(f) != EOF) {
+            return cmp_complain(CMP_EXIT_FAILED,
+                                "%s has more than %zu MiB of text: give a shorter text", path,
+                                MOST >> 20);
+        }
+        if (out->n == cap && cap < MOST) {
             cap = cap > 0 ? 2 * cap : 1u << 16;
             char *p = realloc(out->p, cap);
             if (p == NULL) {

@@ -5,6 +5,7 @@
 #include "check_options.h"
 #include "check_report.h"
 #include "check_run.h"
+#include "outcome.h"
 #include "progress.h"
 #include "report.h"
 
@@ -129,7 +130,9 @@ static bool run_one(job *j, const char *name, const chk_test *t, const char *why
     }
     if (j->out != NULL && !interrupted) {
         chk_report_line(j->out, j->style, &r);
-        fflush(j->out);
+        if (fflush(j->out) != 0) {
+            return false;
+        }
     }
     return true;
 }
@@ -301,7 +304,9 @@ static int run_all(const chk_options *o, chk_report *r, FILE *lines) {
         j.path = o->file[i];
         j.params = o->params[i];
         if (!run_file(&j, &r->book[r->n_book++])) {
-            fprintf(stderr, "kvcheck: the tests can't go on: %s\n", strerror(errno));
+            fprintf(stderr, "kvcheck: %s: %s\n",
+                    ferror(lines) ? "the report can't be written" : "the tests can't go on",
+                    strerror(errno));
             return EXIT_BROKEN;
         }
     }
@@ -341,10 +346,15 @@ static int check(const chk_options *o) {
 int main(int argc, char **argv) {
     static chk_options options;
     const struct sigaction action = {.sa_handler = on_signal};
+    cmp_streams_hold();
     chk_options_parse(argc, argv, &options);
     int code = 0;
     if (options.list) {
         chk_report_tests(stdout);
+        if (fflush(stdout) != 0) {
+            fprintf(stderr, "kvcheck: the list can't be written: %s\n", strerror(errno));
+            code = EXIT_BROKEN;
+        }
     } else {
         sigaction(SIGINT, &action, NULL);
         sigaction(SIGTERM, &action, NULL);

@@ -244,6 +244,7 @@ static int run(const cmp_options *o, kvc_params *params) {
 }
 
 int main(int argc, char **argv) {
+    cmp_streams_hold();
     if (argc > 1 && strcmp(argv[1], "bench") == 0) {
         return cmp_bench_main(argc - 1, argv + 1);
     }

@@ -55,6 +55,9 @@ static int tokenize(run_job *job, const cmp_bytes *prompt, run_tokens *out) {
 
 static int show(run_job *job, const run_answer *answer, FILE *stream, cmp_bytes *text) {
     const run_options *o = job->o;
+    if (!o->json && answer->end == RUN_END_UNREAD) {
+        return 0;
+    }
     if (!o->json) {
         if (fputc('\n', stdout) == EOF || fflush(stdout) != 0) {
             return cmp_complain(CMP_EXIT_FAILED, "the answer can't be written");
@@ -106,11 +109,13 @@ static int code_of(const run_job *job, const run_answer *answer) {
     case RUN_END_CONTEXT:
         kvc_session_get_stats(job->session, &stats);
         return cmp_complain(CMP_EXIT_FAILED,
-                            "the context of %u tokens is full, the answer is cut off: give a "
-                            "larger --ctx, or --predict to end before",
-                            stats.n_ctx);
-    case RUN_END_INTERRUPTED:
+                            "the context of %u tokens is full, the answer is cut off: %s, or give "
+                            "--predict to end before",
+                            stats.n_ctx, job->way_out);
     case RUN_END_UNREAD:
+        return cmp_complain(CMP_EXIT_INTERRUPTED,
+                            "interrupted while the prompt was read; nothing is saved");
+    case RUN_END_INTERRUPTED:
         return CMP_EXIT_INTERRUPTED;
     default:
         return 0;
@@ -157,6 +162,10 @@ static int answer_prompt(run_job *job, const run_form *form, const cmp_bytes *pr
 static int run_session(run_job *job, const cmp_bytes *prompt) {
     run_form form = {0};
     int code = run_session_open(job);
+    if (code == 0) {
+        job->way_out =
+            kvc_session_n_past(job->session) > 0 ? "name another --session" : "give a larger --ctx";
+    }
     if (code == 0 && !job->o->raw) {
         code = run_form_init(job, &form);
         code = code != 0 ? code : run_turn_resume(job, &form);
@@ -191,6 +200,7 @@ static int run(const run_options *o, kvc_params *params) {
 
 int main(int argc, char **argv) {
     run_options options;
+    cmp_streams_hold();
     run_options_parse(argc, argv, &options);
     cmp_outcome_tool("kvrun");
     int code = CMP_EXIT_FAILED;

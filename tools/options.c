@@ -3,6 +3,8 @@
  * that a mistake in the last option doesn't cost a run. */
 #include "options.h"
 
+#include "report.h"
+
 #include "kvc/kvc.h"
 
 #include <argp.h>
@@ -83,6 +85,57 @@ static const struct argp_option option[] = {
      "again. A figure that isn't known counts as missed",
      0},
     {0, 0, 0, 0, 0, 0}};
+
+/* ---------------------------------------------------------------- messages */
+
+/* While options are parsed stderr is memory: argp and getopt write what was typed as it is. */
+static FILE *terminal;
+static char *said;
+static size_t n_said;
+
+/* A sentence, in which any line end was typed, then argp's own lines on where to look. */
+static void say(void) {
+    static const char look[] = "\nTry `";
+    if (terminal == NULL) {
+        return;
+    }
+    fclose(stderr);
+    stderr = terminal;
+    terminal = NULL;
+    size_t n = n_said;
+    n -= n > 0 && said[n - 1] == '\n';
+    size_t end = n;
+    for (size_t i = 0; i + sizeof look <= n + 1; i++) {
+        if (memcmp(said + i, look, sizeof look - 1) == 0) {
+            end = i;
+        }
+    }
+    if (n > 0) {
+        cmp_text_put(stderr, said, end);
+        fputc('\n', stderr);
+    }
+    for (size_t at = end + 1, len; at < n; at += len + 1) {
+        for (len = 0; at + len < n && said[at + len] != '\n'; len++) {
+        }
+        cmp_text_put(stderr, said + at, len);
+        fputc('\n', stderr);
+    }
+    free(said);
+}
+
+int cmp_option_parse(const struct argp *parser, int argc, char **argv, void *out) {
+    FILE *memory = open_memstream(&said, &n_said);
+    if (memory == NULL || atexit(say) != 0) {
+        return ENOMEM;
+    }
+    terminal = stderr;
+    stderr = memory;
+    const int rc = argp_parse(parser, argc, argv, 0, NULL, out);
+    say();
+    return rc;
+}
+
+/* ---------------------------------------------------------------- values */
 
 uint64_t cmp_option_number(struct argp_state *state, const char *name, const char *arg,
                            uint64_t min, uint64_t max) {
@@ -225,7 +278,7 @@ static error_t parse_option(int key, char *arg, struct argp_state *state) {
         o->rounds = number32(state, "rounds", arg, 0, 1000);
         return 0;
     case KEY_THREADS:
-        o->threads = number32(state, "threads", arg, 0, 1024);
+        o->threads = number32(state, "threads", arg, 0, CMP_MAX_THREADS);
         return 0;
     case KEY_NO_REPACK:
         o->no_repack = 1;
@@ -259,7 +312,7 @@ void cmp_options_parse(int argc, char **argv, cmp_options *out) {
     argp_err_exit_status = 2;
     argp_program_version_hook = print_version;
     /* Everything is refused inside by argp_error(); what is left is memory. */
-    if (argp_parse(&parser, argc, argv, 0, NULL, out) != 0) {
+    if (cmp_option_parse(&parser, argc, argv, out) != 0) {
         fprintf(stderr, "kvcompare: out of memory\n");
         exit(1);
     }

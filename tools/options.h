@@ -8,7 +8,8 @@
 
 #include <stdint.h>
 
-#define CMP_MAX_GATE 64u
+#define CMP_MAX_GATE    64u
+#define CMP_MAX_THREADS 256u /* of n_threads, as the library has it */
 
 /** What --list asks for. */
 enum { CMP_LIST_NONE = 0, CMP_LIST_TEXT, CMP_LIST_JSON };
@@ -42,7 +43,11 @@ void cmp_options_parse(int argc, char **argv, cmp_options *out);
 void cmp_options_free(cmp_options *o);
 
 /* For every command line; a mistake ends the process as above. */
+struct argp;
 struct argp_state;
+/** argp_parse() into out. What argp and getopt say of a mistake reaches stderr as cmp_text_put()
+ * writes it. Returns 0, or not without memory. */
+int cmp_option_parse(const struct argp *parser, int argc, char **argv, void *out);
 /** A whole number in [min, max]. */
 uint64_t cmp_option_number(struct argp_state *state, const char *name, const char *arg,
                            uint64_t min, uint64_t max);

@@ -22,6 +22,9 @@ typedef struct cmp_bytes {
     size_t n;
 } cmp_bytes;
 
+/** Puts /dev/null on descriptors 0 to 2 that are closed, so that no file that is opened later
+ * becomes one of them; reading from them or writing to them fails. First of all in main(). */
+void cmp_streams_hold(void);
 /** Names the tool that speaks, "kvcompare" unless said; before anything else. Static text. */
 void cmp_outcome_tool(const char *name);
 /** Ends the progress line, prints the sentence and returns code; after Ctrl-C nothing is printed

@@ -4,8 +4,10 @@
 #include "report.h"
 
 #include "interrupt.h"
+#include "progress.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -232,13 +234,45 @@ static int put_stdout(const char *bytes, size_t n, char *why, size_t cap) {
     return 0;
 }
 
-static int put_file(const char *bytes, size_t n, const char *path, const char *temp, char *why,
-                    size_t cap) {
-    FILE *f = fopen(temp, "w");
+/* Opens a new file in path's directory, under a name that nobody has; *temp is the caller's to
+ * free. */
+static FILE *open_beside(const char *path, char **temp) {
+    const char *slash = strrchr(path, '/');
+    const int dir = slash != NULL ? (int)(slash - path) + 1 : 0;
+    const size_t cap = (size_t)dir + 64;
+    char *name = malloc(cap);
+    int fd = -1;
+    if (name == NULL) {
+        return NULL;
+    }
+    for (unsigned i = 0; fd < 0 && i < 100 && (i == 0 || errno == EEXIST); i++) {
+        snprintf(name, cap, "%.*s.kvc-%ld-%llx-%u", dir, path, (long)getpid(),
+                 (unsigned long long)cmp_clock_ns(), i);
+        fd = open(name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    }
+    FILE *f = fd >= 0 ? fdopen(fd, "w") : NULL;
     if (f == NULL) {
-        snprintf(why, cap, "%s can't be created: %s", temp, strerror(errno));
+        const int error = errno;
+        if (fd >= 0) {
+            close(fd);
+            unlink(name);
+        }
+        free(name);
+        errno = error;
+        return NULL;
+    }
+    *temp = name;
+    return f;
+}
+
+static int put_file(const char *bytes, size_t n, const char *path, char *why, size_t cap) {
+    char *temp = NULL;
+    FILE *f = open_beside(path, &temp);
+    if (f == NULL) {
+        snprintf(why, cap, "%s can't be created: %s", path, strerror(errno));
         return -1;
     }
+    cmp_interrupt_remove(temp);
     int bad = fwrite(bytes, 1, n, f) != n;
     bad |= fflush(f) != 0;
     int error = errno;
@@ -246,32 +280,19 @@ static int put_file(const char *bytes, size_t n, const char *path, const char *t
         bad = 1;
         error = errno;
     }
-    if (bad) {
-        snprintf(why, cap, "%s can't be written: %s", temp, strerror(error));
-    } else if (rename(temp, path) != 0) {
-        snprintf(why, cap, "%s can't be renamed to %s: %s", temp, path, strerror(errno));
+    if (!bad && rename(temp, path) != 0) {
         bad = 1;
+        error = errno;
     }
     if (bad) {
-        remove(temp);
+        snprintf(why, cap, "%s can't be written: %s", path, strerror(error));
+        unlink(temp);
     }
+    cmp_interrupt_remove(NULL);
+    free(temp);
     return bad ? -1 : 0;
 }
 
 int cmp_report_put(const char *bytes, size_t n, const char *path, char *why, size_t cap) {
-    if (path == NULL) {
-        return put_stdout(bytes, n, why, cap);
-    }
-    size_t len = strlen(path) + sizeof ".tmp";
-    char *temp = malloc(len);
-    if (temp == NULL) {
-        snprintf(why, cap, "out of memory");
-        return -1;
-    }
-    snprintf(temp, len, "%s.tmp", path);
-    cmp_interrupt_remove(temp);
-    int rc = put_file(bytes, n, path, temp, why, cap);
-    cmp_interrupt_remove(NULL);
-    free(temp);
-    return rc;
+    return path == NULL ? put_stdout(bytes, n, why, cap) : put_file(bytes, n, path, why, cap);
 }

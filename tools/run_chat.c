@@ -62,6 +62,25 @@ static int read_message(char **out) {
     }
 }
 
+/* ---------------------------------------------------------------- the end */
+
+/* Ends, when what was to be saved is saved. */
+static void leave(chat *c) {
+    const char *path = c->job->o->session;
+    cmp_interrupt_again();
+    c->ends = true;
+    if (path == NULL || run_session_save(c->job, path) == 0) {
+        c->code = 0;
+        return;
+    }
+    c->code = CMP_EXIT_FAILED;
+    if (!c->unsaved) {
+        c->ends = false;
+        c->unsaved = true;
+        run_note("(Save it elsewhere with /save FILE; ending again ends without.)");
+    }
+}
+
 /* ---------------------------------------------------------------- an answer */
 
 static void say_end(const chat *c, const run_answer *answer) {
@@ -72,10 +91,8 @@ static void say_end(const chat *c, const run_answer *answer) {
     if (answer->end == RUN_END_CONTEXT) {
         kvc_session_stats stats = {.struct_size = sizeof stats};
         kvc_session_get_stats(c->job->session, &stats);
-        cmp_complain(0,
-                     "the context of %u tokens is full, the answer is cut off: begin anew with "
-                     "/clear, or with a larger --ctx",
-                     stats.n_ctx);
+        cmp_complain(0, "the context of %u tokens is full, the answer is cut off: %s", stats.n_ctx,
+                     c->job->way_out);
     }
     if (!c->job->o->quiet) {
         run_figures_line(c->job, answer);
@@ -105,6 +122,10 @@ static void answer_message(chat *c, const char *message) {
     }
     fputc('\n', stderr);
     free(answer.token.p);
+    if (ferror(stdout)) {
+        leave(c); /* no answer can be shown any more */
+        c->code = CMP_EXIT_FAILED;
+    }
 }
 
 /* ---------------------------------------------------------------- commands */
@@ -120,27 +141,10 @@ static void help(void) {
     run_note("Ctrl-C ends an answer.");
 }
 
-/* Ends, when what was to be saved is saved. */
-static void leave(chat *c) {
-    const char *path = c->job->o->session;
-    cmp_interrupt_again();
-    c->ends = true;
-    if (path == NULL || run_session_save(c->job, path) == 0) {
-        c->code = 0;
-        return;
-    }
-    c->code = CMP_EXIT_FAILED;
-    if (!c->unsaved) {
-        c->ends = false;
-        c->unsaved = true;
-        run_note("(Save it elsewhere with /save FILE; ending again ends without.)");
-    }
-}
-
 static void save_to(chat *c, const char *path) {
     if (path[0] == '\0') {
         cmp_complain(0, "/save needs the name of a file");
-    } else if (run_session_save(c->job, path) == 0) {
+    } else if (run_session_check_place(path) == 0 && run_session_save(c->job, path) == 0) {
         run_note("(Saved; go on with --session %s.)", path);
         c->unsaved = true; /* no reason to hold back any more */
     }
@@ -233,6 +237,8 @@ static void one_turn(chat *c, bool *broke) {
 int run_chat(run_job *job, const run_form *form) {
     chat c = {.job = job, .form = form};
     bool broke = false;
+    job->way_out = job->o->session != NULL ? "begin anew with /clear, or name another --session"
+                                           : "begin anew with /clear, or with a larger --ctx";
     if (run_edit_start(isatty(STDOUT_FILENO) ? stdout : stderr) != 0) {
         return cmp_complain(CMP_EXIT_FAILED, "the terminal can't be used for a chat");
     }

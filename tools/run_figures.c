@@ -76,7 +76,7 @@ void run_figures_line(const run_job *job, const run_answer *a) {
 void run_figures_stats(const run_job *job) {
     const kvc_session_stats s = stats_of(job);
     run_note("policy   %s", kvc_session_spec(job->session));
-    run_note("context  %zu of %u tokens", s.n_past + job->pending.n, s.n_ctx);
+    run_note("context  %u of %u tokens", run_held(job), s.n_ctx);
     run_note("cache    %.2f MiB, at most %.2f MiB so far; %.2f MiB on disk",
              (double)s.kv_bytes / MIB, (double)s.kv_peak_bytes / MIB, (double)s.disk_bytes / MIB);
     run_note("tokens   %llu computed, %llu of them again", (unsigned long long)s.n_computed,
@@ -107,15 +107,15 @@ int run_figures_json(FILE *out, const run_job *job, const run_answer *a, const c
     static const char *const end[] = {"model",   "length",      "stop",
                                       "context", "interrupted", "interrupted"};
     const kvc_session_stats s = stats_of(job);
-    json_t *root = json_pack(
-        "{s:s, s:o, s:o, s:i, s:o, s:o, s:s, s:o, s:o, s:I, s:I, s:I}", "schema", "kvrun/1",
-        "model", cmp_json_model(job->o->model, &job->info), "policy",
-        cmp_json_text(kvc_session_spec(job->session)), "prompt_tokens", (int)a->n_prompt, "text",
-        json_stringn(text, n), "tokens", token_array(&a->token), "end", end[a->end],
-        "first_token_ms",
-        a->end == RUN_END_UNREAD ? json_null() : json_real(1e-6 * (double)a->first_ns),
-        "tokens_per_s", cmp_json_number(speed(a), 0), "kv_bytes", (json_int_t)s.kv_bytes,
-        "disk_bytes", (json_int_t)s.disk_bytes, "n_past", (json_int_t)(s.n_past + job->pending.n));
+    json_t *root =
+        json_pack("{s:s, s:o, s:o, s:i, s:o, s:o, s:s, s:o, s:o, s:I, s:I, s:I}", "schema",
+                  "kvrun/1", "model", cmp_json_model(job->o->model, &job->info), "policy",
+                  cmp_json_text(kvc_session_spec(job->session)), "prompt_tokens", (int)a->n_prompt,
+                  "text", json_stringn(text, n), "tokens", token_array(&a->token), "end",
+                  end[a->end], "first_token_ms",
+                  a->end == RUN_END_UNREAD ? json_null() : json_real(1e-6 * (double)a->first_ns),
+                  "tokens_per_s", cmp_json_number(speed(a), 0), "kv_bytes", (json_int_t)s.kv_bytes,
+                  "disk_bytes", (json_int_t)s.disk_bytes, "n_past", (json_int_t)run_held(job));
     if (root == NULL) {
         return -1;
     }

@@ -36,6 +36,12 @@ static int no_memory(void) {
     return cmp_complain(CMP_EXIT_FAILED, "out of memory");
 }
 
+static kvc_session_stats stats_of(const run_job *job) {
+    kvc_session_stats stats = {.struct_size = sizeof stats};
+    kvc_session_get_stats(job->session, &stats);
+    return stats;
+}
+
 /* ---------------------------------------------------------------- computing */
 
 /* One call. A cancellation that nobody asked for is what is left of an earlier Ctrl-C, which came
@@ -54,9 +60,7 @@ static int32_t compute(run_job *job, const int32_t *token, uint32_t n, bool logi
  * policy whose result depends on them they don't. */
 static int32_t read_pending(run_job *job, bool logits) {
     const uint32_t n = (uint32_t)job->pending.n;
-    kvc_session_stats stats = {.struct_size = sizeof stats};
-    kvc_session_get_stats(job->session, &stats);
-    uint32_t piece = stats.chunk_invariant != 0 ? PIECE_LEAST : PIECE_MOST;
+    uint32_t piece = stats_of(job).chunk_invariant != 0 ? PIECE_LEAST : PIECE_MOST;
     for (uint32_t at = 0; at < n;) {
         const uint64_t from = cmp_clock_ns();
         const uint32_t now = n - at < piece ? n - at : piece;
@@ -76,16 +80,26 @@ static int32_t read_pending(run_job *job, bool logits) {
     return KVC_OK;
 }
 
+uint32_t run_held(const run_job *job) {
+    const kvc_session_stats stats = stats_of(job);
+    return stats.n_past +
+           (job->pending.n <= stats.n_ctx - stats.n_past ? (uint32_t)job->pending.n : 0u);
+}
+
 static int check_room(const run_job *job, size_t n) {
-    kvc_session_stats stats = {.struct_size = sizeof stats};
-    kvc_session_get_stats(job->session, &stats);
-    if (n <= stats.n_ctx - stats.n_past) {
+    const kvc_session_stats stats = stats_of(job);
+    const uint32_t room = stats.n_ctx - stats.n_past;
+    if (room == 0) {
+        return cmp_complain(CMP_EXIT_FAILED, "the context of %u tokens is full: %s", stats.n_ctx,
+                            job->way_out);
+    }
+    if (n <= room) {
         return 0;
     }
     return cmp_complain(CMP_EXIT_FAILED,
                         "the prompt is too long: it has %zu tokens, and of the context of %u "
-                        "tokens %u are left; give a shorter one or a larger --ctx",
-                        n, stats.n_ctx, stats.n_ctx - stats.n_past);
+                        "tokens %u are left; give a shorter one, or %s",
+                        n, stats.n_ctx, room, job->way_out);
 }
 
 /* With nothing to compute: the session's last token once more, for its logits. */
@@ -246,6 +260,7 @@ int run_generate(run_job *job, const int32_t *token, size_t n, run_text *text, r
     int code = read_prompt(job, token, n, &unread);
     if (code != 0 || unread) {
         out->end = RUN_END_UNREAD;
+        out->n_prompt = 0;
         return code;
     }
     uint64_t first = 0;

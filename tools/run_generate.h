@@ -30,6 +30,7 @@ typedef struct run_job {
     kvc_sampler *sampler;
     uint32_t n_drawn; /* random numbers that the sampler has given */
     run_tokens pending;
+    const char *way_out; /* what to do when the context is full, behind "or" */
 } run_job;
 
 /** How an answer ended. */
@@ -45,15 +46,18 @@ enum {
 /** An answer's figures. */
 typedef struct run_answer {
     int end;                    /* RUN_END_… */
-    uint32_t n_prompt;          /* tokens computed before the first */
+    uint32_t n_prompt;          /* tokens computed before the first; 0: RUN_END_UNREAD */
     uint64_t first_ns, rest_ns; /* until the first token, and from there to the last */
     run_tokens token;           /* of the answer, without the end; the caller's to free */
 } run_answer;
 
 /** Computes what is pending and token[n], then generates into text until something ends it. What
  * the session then lacks is pending. With nothing to compute it goes on from the session's last
- * token. Returns 0, or an exit code after a sentence; the session is then as before, or dead. */
+ * token, and refuses when the context is full. Returns 0, or an exit code after a sentence; the
+ * session is then as before, or dead. */
 int run_generate(run_job *job, const int32_t *token, size_t n, run_text *text, run_answer *out);
+/** Tokens that a session saved now holds: with what is pending, unless that has no room. */
+uint32_t run_held(const run_job *job);
 /** Computes what is pending, so that the session can be saved. Returns 0, or an exit code after a
  * sentence. */
 int run_settle(run_job *job);

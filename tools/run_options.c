@@ -175,7 +175,7 @@ static error_t parse_option(int key, char *arg, struct argp_state *state) {
         o->ctx = (uint32_t)cmp_option_number(state, "ctx", arg, 2, 1u << 20);
         return 0;
     case KEY_THREADS:
-        o->threads = (uint32_t)cmp_option_number(state, "threads", arg, 0, 1024);
+        o->threads = (uint32_t)cmp_option_number(state, "threads", arg, 0, CMP_MAX_THREADS);
         return 0;
     case KEY_COMPUTE:
         o->compute = compute[cmp_option_choice(state, "compute", arg, compute, 2)];
@@ -201,7 +201,7 @@ void run_options_parse(int argc, char **argv, run_options *out) {
     memset(out, 0, sizeof *out);
     argp_err_exit_status = 2;
     argp_program_version_hook = print_version;
-    if (argp_parse(&parser, argc, argv, 0, NULL, out) != 0) {
+    if (cmp_option_parse(&parser, argc, argv, out) != 0) {
         fprintf(stderr, "kvrun: out of memory\n");
         exit(1);
     }

@@ -8,8 +8,10 @@
 
 #include <errno.h>
 #include <libgen.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static int no_memory(void) {
@@ -206,9 +208,29 @@ int run_session_renew(run_job *job, const char *spec, bool keep) {
     return take(job, session, spec);
 }
 
+/* Whether a file that is there begins as kvc_session_save() begins one. */
+static bool is_session(const char *path) {
+    static const char magic[] = "kvcsess\n";
+    char have[sizeof magic] = "";
+    struct stat st;
+    FILE *f = stat(path, &st) == 0 && S_ISREG(st.st_mode) ? fopen(path, "r") : NULL;
+    if (f == NULL) {
+        return false;
+    }
+    const size_t n = fread(have, 1, sizeof magic - 1, f);
+    fclose(f);
+    return n == sizeof magic - 1 && memcmp(have, magic, n) == 0;
+}
+
+int run_session_check_place(const char *path) {
+    return access(path, F_OK) != 0 || is_session(path)
+               ? 0
+               : cmp_complain(CMP_EXIT_FAILED,
+                              "%s is there and is not a saved session; name another file", path);
+}
+
 int run_session_save(run_job *job, const char *path) {
-    const kvc_session_stats stats = stats_of(job->session);
-    if (job->pending.n > stats.n_ctx - stats.n_past) {
+    if (run_held(job) < kvc_session_n_past(job->session) + job->pending.n) {
         job->pending.n = 0; /* a full context: nothing can follow anyway */
     }
     const int code = run_settle(job);

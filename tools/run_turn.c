@@ -159,12 +159,60 @@ static int check_system(run_job *job, const run_form *form) {
     return code;
 }
 
+/* Whether the session begins and ends as chats of this form do; in *code what went wrong. */
+static bool is_form(run_job *job, const run_form *form, int *code) {
+    const kvc_chat_message m[] = {message("system", ONE, strlen(ONE)),
+                                  message("user", ONE, strlen(ONE))};
+    const uint32_t n_past = kvc_session_n_past(job->session), n = (uint32_t)form->close.n;
+    run_tokens with = {0}, without = {0};
+    *code = write_chat(job, form, m, 2, KVC_CHAT_PROMPT, &with);
+    *code = *code != 0 ? *code : write_chat(job, form, m + 1, 1, KVC_CHAT_PROMPT, &without);
+    uint32_t same = 0;
+    while (*code == 0 && same < with.n && same < without.n && with.p[same] == without.p[same]) {
+        same++;
+    }
+    const bool is = *code == 0 && n > 0 && n_past >= n + same && holds(job, 0, with.p, same) &&
+                    holds(job, n_past - n, form->close.p, n);
+    free(with.p);
+    free(without.p);
+    return is;
+}
+
+/* --chat-template against a session that is plainly a chat of another. A text of --raw is none, and
+ * may become a chat of any. */
+static int check_family(run_job *job, const run_form *form) {
+    static const char *const family[] = {"chatml", "llama2",  "llama3",
+                                         "gemma",  "mistral", "zephyr"};
+    int code = 0;
+    bool other = false;
+    if (is_form(job, form, &code) || code != 0) {
+        return code;
+    }
+    for (size_t i = 0; code == 0 && !other && i < sizeof family / sizeof *family; i++) {
+        run_job as = *job;
+        run_options o = *job->o;
+        run_form f = {0};
+        as.o = &o;
+        o.chat_template = family[i];
+        code = run_form_init(&as, &f);
+        other = code == 0 && is_form(&as, &f, &code);
+        run_form_free(&f);
+    }
+    return code != 0 || !other
+               ? code
+               : cmp_complain(CMP_EXIT_USAGE,
+                              "%s began with another template: leave --chat-template out, or name "
+                              "another --session",
+                              job->o->session);
+}
+
 int run_turn_resume(run_job *job, const run_form *form) {
     const uint32_t n_past = kvc_session_n_past(job->session), n = (uint32_t)form->close.n;
     if (n_past == 0) {
         return 0;
     }
-    const int code = job->o->system != NULL ? check_system(job, form) : 0;
+    int code = job->o->chat_template != NULL ? check_family(job, form) : 0;
+    code = code == 0 && job->o->system != NULL ? check_system(job, form) : code;
     if (code != 0 || (n_past >= n && holds(job, n_past - n, form->close.p, n))) {
         return code;
     }

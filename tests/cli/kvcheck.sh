@@ -55,6 +55,10 @@ usage() {
     says 'Exit codes'
     says 'n_ctx of 320'
     code 0 --version
+    "$tool" --list >&- 2>"$tmp/err"
+    [ $? -eq 1 ] || bad 'a list to nowhere'
+    "$tool" "$policies/full.so" --test file >&- 2>"$tmp/err"
+    [ $? -eq 1 ] && grep -q "the report can't be written" "$tmp/err" || bad 'a report to nowhere'
     code 0 --list
     says 'meaning/chunks'
     code 2

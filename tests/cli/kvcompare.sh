@@ -232,11 +232,21 @@ output() {
     [ -s "$tmp/out" ] && bad 'a report on standard output too'
     cp "$tmp/report.json" "$tmp/out"
     holds 'len(p) == 1'
-    compare 1 -p full --output "$tmp/no/report.json"
-    says report.json
+    # Only the file that was named is written, be there one of any name beside it.
     mkdir "$tmp/dir"
-    compare 1 -p full --output "$tmp/dir"
-    [ -e "$tmp/dir.tmp" ] && bad 'a half-made file is left'
+    echo mine >"$tmp/dir/report.json.tmp"
+    compare 0 -p full -o json --output "$tmp/dir/report.json"
+    [ "$(cat "$tmp/dir/report.json.tmp")" = mine ] || bad 'a file of the user is gone'
+    compare 1 -p full --output "$tmp/no/report.json"
+    says "kvcompare: $tmp/no/report.json can't be created"
+    mkdir "$tmp/dir/sub"
+    compare 1 -p full --output "$tmp/dir/sub"
+    says "kvcompare: $tmp/dir/sub can't be written"
+    [ "$(ls -A "$tmp/dir" | paste -sd ' ' -)" = 'report.json report.json.tmp sub' ] ||
+        bad 'a half-made file is left'
+    "$tool" -m "$model" --ctx 64 --tokens 8 --rounds 0 -p full >&- 2>"$tmp/err"
+    [ $? -eq 1 ] || bad 'no failure without standard output'
+    says "can't be written to standard output"
     if [ -c /dev/full ]; then
         "$tool" -m "$model" --ctx 64 --tokens 8 --rounds 0 -p full >/dev/full 2>"$tmp/err"
         [ $? -eq 1 ] || bad 'a full disk goes unnoticed'
@@ -245,14 +255,15 @@ output() {
 }
 
 interrupt() {
-    "$tool" -m "$model" -p full --rounds 1000 --speed-tokens 200 --output "$tmp/cut" >"$tmp/out" 2>"$tmp/err" &
+    "$tool" -m "$model" -p full --rounds 1000 --speed-tokens 200 --output "$tmp/dir/cut" >"$tmp/out" 2>"$tmp/err" &
     pid=$!
     sleep 1
     kill -INT "$pid" 2>/dev/null || bad 'the run ended before it could be interrupted'
     wait "$pid"
     got=$?
     [ "$got" -eq 130 ] || bad "exit $got, not 130, after Ctrl-C"
-    [ -e "$tmp/cut" ] || [ -e "$tmp/cut.tmp" ] && bad 'a file is left after Ctrl-C'
+    [ "$(ls -A "$tmp/dir" | paste -sd ' ' -)" = 'report.json report.json.tmp sub' ] ||
+        bad 'a file is left after Ctrl-C'
 }
 
 : >"$tmp/err"

@@ -83,6 +83,20 @@ usage() {
         [ -s "$tmp/err" ] || bad "no sentence for $wrong"
         [ -s "$tmp/out" ] && bad "an answer for $wrong"
     done
+    # What was typed reaches the terminal as text: by argp, by getopt, and by the tool's own words.
+    esc=$(printf 'a\033[31mb\rc\302\233d\ne')
+    for wrong in "--$esc" "--temp$esc=1" "--predict=$esc" "--format=$esc" "--compute=$esc" "$esc" \
+        "-$esc" "-$(printf '\033')" "--policy=$esc" "--system=$esc" "--file=$esc" "--temp=$esc"; do
+        raw 2 -p 'a' "$wrong"
+        LC_ALL=C tr -d '\n\040-\176\200-\377' <"$tmp/err" | grep -q . && bad 'a control character'
+        LC_ALL=C grep -q "$(printf '\302\233')" "$tmp/err" && bad 'a control character of two bytes'
+    done
+    raw 2 "--predict=$esc"
+    says 'kvrun: --predict=a?[31mb?c??d?e: give a whole number'
+    says 'Try `kvrun --help'
+    raw 0 -p "$(printf -- '- a\tb\n- c')" -n 2
+    raw 2 -p a --threads=257
+    says 'to 256'
     raw 2 -p a -f b
     says '--file'
     raw 2 -p a --system b
@@ -132,10 +146,39 @@ streams() {
         raw 0 -p 'the cat' -n 5 --policy $policy
         says "($policy)]"
     done
+    # What never ends is refused before all memory is full of it.
+    timeout 60 "$tool" -m "$model" --raw -f /dev/zero >"$tmp/out" 2>"$tmp/err"
+    [ $? -eq 1 ] || bad 'no failure of a file without an end'
+    says '/dev/zero has more than 64 MiB'
+    yes | timeout 60 "$tool" -m "$model" --raw >"$tmp/out" 2>"$tmp/err"
+    [ $? -eq 1 ] || bad 'no failure of an input without an end'
+    says 'standard input has more than 64 MiB'
     [ -w /dev/full ] || return 0
     "$tool" -m "$model" --raw -p a -n 5 >/dev/full 2>"$tmp/err"
     [ $? -eq 1 ] || bad 'no failure on a full disk'
     says "can't be written"
+}
+
+# Without standard output, or anything else: nothing that is opened takes its place.
+closed() {
+    cp "$model" "$tmp/model.gguf"
+    for session in '' "$tmp/closed.kvc"; do
+        rm -f "$tmp/closed.kvc"
+        "$tool" -m "$tmp/model.gguf" --raw -p a -n 5 ${session:+--session "$session"} >&- 2>"$tmp/err" <&-
+        [ $? -eq 1 ] || bad 'no failure without standard output'
+        says "the answer can't be written"
+    done
+    "$tool" -m "$tmp/model.gguf" --raw -p a -n 5 -o json >&- 2>"$tmp/err"
+    [ $? -eq 1 ] || bad 'no failure of JSON without standard output'
+    says "can't be written to standard output"
+    "$tool" -m "$tmp/model.gguf" --raw -p a -n 5 --policy offload:dir="$tmp" >&- 2>&- <&-
+    [ $? -eq 1 ] || bad 'no failure without any stream'
+    echo hello | "$tool" -m "$tmp/model.gguf" --raw -n 5 >&- 2>"$tmp/err"
+    [ $? -eq 1 ] || bad 'no failure without standard output'
+    raw 0 -p a -n 5
+    "$tool" -m "$tmp/model.gguf" --raw -p a -n 5 >"$tmp/again" 2>&- <&- || bad 'a failure without stderr'
+    cmp -s "$tmp/out" "$tmp/again" || bad 'another answer without stderr'
+    cmp -s "$model" "$tmp/model.gguf" || bad 'the model was written to'
 }
 
 # What is shown is the tokens' bytes, but for what no text may hold.
@@ -191,6 +234,17 @@ context() {
     says 'larger --ctx'
     [ -s "$tmp/out" ] && bad 'an answer to a prompt that is too long'
     raw 0 -p 'the cat' --ctx 20 -n 17
+    # What has no room isn't counted, and a full session gives no token again and again.
+    raw 1 -p 'the cat' --ctx 20 --session "$tmp/full.kvc" -o json
+    holds 'r["n_past"] == 20 and r["end"] == "context" and len(r["tokens"]) == 17'
+    says 'give a larger --ctx'
+    cp "$tmp/full.kvc" "$tmp/full0.kvc"
+    for prompt in '' a; do
+        raw 1 -p "$prompt" --session "$tmp/full.kvc"
+        [ -s "$tmp/out" ] && bad 'an answer of a full context'
+        says 'the context of 20 tokens is full: name another --session'
+    done
+    cmp -s "$tmp/full.kvc" "$tmp/full0.kvc" || bad 'a refused run changed the session'
 }
 
 # As one run of n tokens, so two that meet in a session, with random numbers too.
@@ -219,6 +273,19 @@ resume() {
     cp "$tmp/s" "$tmp/s0"
     chat 2 -p 'and' --session "$tmp/s" --system 'be long'
     says 'another system text'
+    cp "$tmp/s" "$tmp/families"
+    for family in llama2 llama3 gemma mistral zephyr; do
+        code 2 -m "$model" -p a --session "$tmp/s" --chat-template $family
+        says "$tmp/s began with another template: leave --chat-template out"
+    done
+    cmp -s "$tmp/s" "$tmp/families" || bad 'a refused run changed the session'
+    for family in llama2 llama3 gemma mistral zephyr; do
+        for prompt in a b; do
+            code 0 -m "$model" -p $prompt -n 5 --session "$tmp/$family" --chat-template $family
+        done
+        chat 2 -p a --session "$tmp/$family"
+        says "$tmp/$family began with another template"
+    done
     chat 2 -p a --session "$tmp/s" --policy quant8
     says 'with the policy full:type=f16, not quant8'
     chat 2 -p a --session "$tmp/s" --ctx 77
@@ -239,7 +306,7 @@ resume() {
     chat 0 -p a -n 5 --session "$tmp/s" --policy full:type=f16 --ctx 1024 --compute int8
     chat 1 -p a --session "$tmp/small" --ctx 30
     chat 1 -p a --session "$tmp/small"
-    says 'too long'
+    says 'name another --session'
 }
 
 # A session names its policies without their paths: --policy says where they are, or the
@@ -282,6 +349,7 @@ full_disk() {
 
 usage
 streams
+closed
 text
 sampling
 context

@@ -270,6 +270,39 @@ def unread(tmp):
     t.send("\x03")
     t.end(130)
     check("nothing to save", not os.path.exists(path + ".kvc"))
+    check("a word on it", t.text.replace("\r\n", " ").rstrip().endswith(
+        "interrupted while the prompt was read; nothing is saved"), t.text)
+    check("no figures", "tokens, first in" not in t.text, t.text)
+    t = Terminal(*BASE, "--ctx", "200000", "-f", path, "-o", "json")
+    t.until(r"reading: \d\d+ of ")
+    t.send("\x03")
+    t.end(130)
+    check("no token of the prompt", '"prompt_tokens": 0,' in t.text, t.text)
+
+
+def full(tmp):
+    path = os.path.join(tmp, "full.kvc")
+    t = Terminal(*BASE, "--ctx", "40", "--session", path, model=endless(tmp))
+    t.prompt()
+    t.ask("hello")
+    t.prompt()
+    for message in ("/stats", "more"):
+        t.send(message + "\r")
+        said = t.prompt().replace("\r\n", " ")
+        check("full", ("context  40 of 40 tokens" if message == "/stats" else
+                       "the context of 40 tokens is full: begin anew with /clear") in said, said)
+    t.send("/clear\r")
+    t.prompt()
+    check("an answer again", t.ask("hello") != "")
+    t.prompt()
+    t.send("\x04")
+    t.end(0)
+    t = Terminal(*BASE, "--session", path, model=endless(tmp))
+    t.prompt()
+    t.send("more\r")
+    check("another session", "name another --session" in t.prompt().replace("\r\n", " "), t.text)
+    t.send("\x04")
+    t.end(0)
 
 
 def messages(tmp):
@@ -330,6 +363,16 @@ def commands(tmp):
     check("no place", "can't be saved" in t.prompt().replace("\r\n", " "))
     t.send(f"/save {saved}\r")
     check("saved", "--session" in t.prompt().replace("\r\n", " "))
+    t.send(f"/save {saved}\r")
+    check("saved again", "--session" in t.prompt().replace("\r\n", " "))
+    letter = os.path.join(tmp, "letter")
+    with open(letter, "w") as f:
+        f.write("Dear Ann,\n")
+    for path in (letter, tmp):
+        t.send(f"/save {path}\r")
+        said = t.prompt().replace("\r\n", " ")
+        check("no session there", "is there and is not a saved session; name another" in said, said)
+    check("the letter is left", open(letter).read() == "Dear Ann,\n")
     t.send("/policy quant8\r")
     t.prompt()
     t.send("/clear\r")
@@ -409,7 +452,7 @@ def manners(tmp):
 
 
 def main():
-    tests = [conversation, interrupted, typed_ahead, messages, commands, sessions, manners]
+    tests = [conversation, interrupted, typed_ahead, messages, commands, sessions, full, manners]
     for test in tests + ([] if PLAIN else [unread]):
         with tempfile.TemporaryDirectory() as tmp:
             try:
