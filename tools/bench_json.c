@@ -33,14 +33,16 @@ static json_t *rows_array(const cmp_bench *b) {
 
 int cmp_bench_json(FILE *out, const cmp_bench *b, const cmp_machine *m) {
     json_t *root = json_pack(
-        "{s:s, s:o, s:o, s:{s:o, s:o, s:s}, s:{s:I, s:I, s:I, s:I}, s:{s:I, s:I}, s:o}", "schema",
-        "kvbench/1", "host", cmp_json_host(m, b->info.n_threads, kvc_cpu_level(), kvc_version()),
-        "model", cmp_json_model(b->o->model, &b->info), "limits", "read_gb_s",
+        "{s:s, s:o, s:o, s:{s:o, s:o, s:s}, s:{s:I, s:I, s:I, s:I, s:b}, s:{s:I, s:I}, s:o}",
+        "schema", "kvbench/1", "host",
+        cmp_json_host(m, b->info.n_threads, kvc_cpu_level(), kvc_version()), "model",
+        cmp_json_model(b->o->model, &b->info), "limits", "read_gb_s",
         cmp_json_number(b->limits.read_gb_s, 0), "int8_gmac_s",
         cmp_json_number(b->limits.int8_gmac_s, 0), "instructions", b->limits.instructions,
         "settings", "steps", (json_int_t)b->o->n_step, "pp", (json_int_t)b->o->n_prompt, "rounds",
-        (json_int_t)b->o->rounds, "seed", (json_int_t)b->o->seed, "per_token", "weight_bytes",
-        (json_int_t)b->info.read_bytes, "mac", (json_int_t)b->info.n_mac, "rows", rows_array(b));
+        (json_int_t)b->o->rounds, "seed", (json_int_t)b->o->seed, "repack", b->o->no_repack == 0,
+        "per_token", "weight_bytes", (json_int_t)b->info.read_bytes, "mac",
+        (json_int_t)b->info.n_mac, "rows", rows_array(b));
     if (root == NULL) {
         return -1;
     }

@@ -145,8 +145,8 @@ static void write_title(FILE *out, const cmp_bench *b, const cmp_machine *m, int
     cmp_text_wrap(out, "  limits   ", line, width);
     token_text(b, line, sizeof line);
     cmp_text_wrap(out, "  a token  ", line, width);
-    snprintf(line, sizeof line, "%u round%s, policies in turn", b->o->rounds,
-             b->o->rounds == 1 ? "" : "s");
+    snprintf(line, sizeof line, "%u round%s, policies in turn%s", b->o->rounds,
+             b->o->rounds == 1 ? "" : "s", cmp_repack_text(b->o->no_repack));
     cmp_text_wrap(out, "  runs     ", line, width);
 }
 
@@ -294,10 +294,10 @@ void cmp_bench_csv(FILE *out, const cmp_bench *b) {
 
 void cmp_bench_md(FILE *out, const cmp_bench *b, const cmp_machine *m) {
     char line[512];
-    fprintf(out, "%s, %s, %s, %u threads (%s), median of %u rounds.\n\nLimits: ",
+    fprintf(out, "%s, %s, %s, %u threads (%s)%s, median of %u rounds.\n\nLimits: ",
             b->info.name[0] != '\0' ? b->info.name : b->o->model, b->info.weights,
             m->cpu[0] != '\0' ? m->cpu : "unknown processor", b->info.n_threads, kvc_cpu_level(),
-            b->o->rounds);
+            cmp_repack_text(b->o->no_repack), b->o->rounds);
     limits_text(b, line, sizeof line);
     fprintf(out, "%s. A token: ", line);
     token_text(b, line, sizeof line);

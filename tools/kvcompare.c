@@ -177,7 +177,8 @@ static int measure_and_report(const cmp_options *o, cmp_job *job, const kvc_mode
                          .text = o->file != NULL ? o->file : "built-in",
                          .version = kvc_version(),
                          .level = kvc_cpu_level(),
-                         .seed = o->seed};
+                         .seed = o->seed,
+                         .no_repack = o->no_repack};
     int code = write_report(o, &report);
     code = code != 0 ? code : check_finite(job);
     return code != 0 ? code : judge(o, job);

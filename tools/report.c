@@ -170,6 +170,10 @@ const char *cmp_figure_human(const cmp_row *row, unsigned figure, char *buf, siz
 
 /* ---------------------------------------------------------------- notes */
 
+const char *cmp_repack_text(int no_repack) {
+    return no_repack ? ", weights left in the file" : "";
+}
+
 unsigned cmp_row_notes(const cmp_row *row) {
     return (row->transient ? (unsigned)CMP_NOTE_TRANSIENT : 0u) |
            (row->chunked ? (unsigned)CMP_NOTE_CHUNKED : 0u);

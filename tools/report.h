@@ -24,6 +24,7 @@ typedef struct cmp_report {
     const char *version; /* of the library */
     const char *level;   /* its kernels */
     uint64_t seed;
+    int no_repack;
 } cmp_report;
 
 /** Writes the report for a person at a terminal in lines of at most width columns (a longer spec
@@ -40,6 +41,8 @@ void cmp_report_md(FILE *out, const cmp_report *r);
  * Returns 0, or -1 with a sentence in why[cap]. */
 int cmp_report_put(const char *bytes, size_t n, const char *path, char *why, size_t cap);
 
+/** Says in the head of a report that weights weren't repacked; "" when they were. */
+const char *cmp_repack_text(int no_repack);
 /** What a row's figures need said of them, one sentence per bit: see cmp_note_text(). */
 enum { CMP_NOTE_TRANSIENT = 1u << 0, CMP_NOTE_CHUNKED = 1u << 1 };
 /** The CMP_NOTE_ bits of a row. */

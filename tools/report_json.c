@@ -133,11 +133,12 @@ json_t *cmp_json_model(const char *path, const kvc_model_info *i) {
 
 static json_t *settings_object(const cmp_report *r) {
     const cmp_job *job = r->job;
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:o}", "ctx", (json_int_t)job->ctx,
-                     "tokens", (json_int_t)job->n_score, "generate", (json_int_t)job->n_greedy,
-                     "speed_tokens", (json_int_t)job->n_step, "rounds", (json_int_t)job->n_round,
-                     "seed", (json_int_t)r->seed, "compute", job->compute, "speed_compute", "int8",
-                     "text", cmp_json_text(r->text));
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:s, s:s, s:o}", "ctx",
+                     (json_int_t)job->ctx, "tokens", (json_int_t)job->n_score, "generate",
+                     (json_int_t)job->n_greedy, "speed_tokens", (json_int_t)job->n_step, "rounds",
+                     (json_int_t)job->n_round, "seed", (json_int_t)r->seed, "repack",
+                     r->no_repack == 0, "compute", job->compute, "speed_compute", "int8", "text",
+                     cmp_json_text(r->text));
 }
 
 /* What rounding alone does; null when the divergence pass doesn't round. */

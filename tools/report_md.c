@@ -32,9 +32,10 @@ void cmp_report_md(FILE *out, const cmp_report *r) {
     const cmp_job *job = r->job;
     const char *name = r->model->name[0] != '\0' ? r->model->name : r->model_path;
     cmp_text_put(out, name, strlen(name));
-    fprintf(out, " %s, %s, %u threads (%s), context %u, %u tokens scored in %s against `%s`.\n\n",
+    fprintf(out, " %s, %s, %u threads (%s)%s, context %u, %u tokens scored in %s against `%s`.\n\n",
             r->model->weights, r->machine->cpu[0] != '\0' ? r->machine->cpu : "unknown processor",
-            r->model->n_threads, r->level, job->ctx, job->n_score, job->compute, job->baseline);
+            r->model->n_threads, r->level, cmp_repack_text(r->no_repack), job->ctx, job->n_score,
+            job->compute, job->baseline);
     fputs("| policy |", out);
     for (int i = 0; i < N_COLUMN; i++) {
         fprintf(out, " %s |", column[i].head);

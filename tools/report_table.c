@@ -159,9 +159,9 @@ static void write_title(FILE *out, const cmp_report *r, int width, int colour) {
              r->model->name[0] != '\0' ? r->model->name : r->model_path, r->model->arch,
              r->model->weights, (double)r->model->file_bytes / (1024.0 * 1024.0));
     cmp_text_wrap(out, "  model    ", line, width);
-    snprintf(line, sizeof line, "%s, %ld cores, %u threads, %s",
+    snprintf(line, sizeof line, "%s, %ld cores, %u threads, %s%s",
              r->machine->cpu[0] != '\0' ? r->machine->cpu : "unknown processor", r->machine->n_core,
-             r->model->n_threads, r->level);
+             r->model->n_threads, r->level, cmp_repack_text(r->no_repack));
     cmp_text_wrap(out, "  machine  ", line, width);
     snprintf(line, sizeof line, "%u tokens of %.200s: %u prompt, %u scored", job->ctx, r->text,
              job->ctx - job->n_score, job->n_score);

@@ -114,7 +114,15 @@ PY
     awk 'length($0) > 80' "$tmp/out" | grep -q . && bad 'a table wider than 80 columns'
     grep -q 'multiply-adds/s' "$tmp/out" || bad 'no limits in the table'
     grep -q '^\[1\] ' "$tmp/out" || bad 'no note about none'
+    for format in table md; do
+        code 0 -m "$model" -d 0 -n 2 --pp 0 --rounds 1 -p none --no-repack -o "$format"
+        sed 's/^  machine  //' "$tmp/out" | tr '\n' ' ' | tr -s ' ' |
+            grep -q 'weights left in the file' || bad "no word of --no-repack in $format"
+    done
+    code 0 -m "$model" -d 0 -n 2 --pp 0 --rounds 1 -p none --no-repack -o json
+    holds 'r["settings"]["repack"] is False'
     short 0 -p full --pp 0 -o json
+    holds 'r["settings"]["repack"] is True'
     holds '{x["test"] for x in rows} == {"tg"}'
     code 0 -m "$model" -d 700 -n 4 --pp 0 --rounds 1 -p none,full -o json
     holds 'of(spec="none")[0]["tok_s"]["median"] is None and of(spec="full")[0]["tok_s"]["median"] > 0'

@@ -193,6 +193,18 @@ report() {
     holds 'p[0]["divergence"]["kld"]["max"] == 0 and p[0]["divergence"]["ppl_ratio"] == 1'
     compare 0 -p full -o json --compute int8 --rounds 0
     holds 'r["noise_floor"]["kld"]["mean"] > 0 and p[0]["speed"]["ttft_ms"] is None'
+    # A report says it when the weights stayed in the file.
+    for format in table md; do
+        compare 0 -p none --rounds 0 --no-repack -o "$format"
+        sed 's/^  machine  //' "$tmp/out" | tr '\n' ' ' | tr -s ' ' |
+            grep -q 'weights left in the file' || bad "no word of --no-repack in $format"
+        compare 0 -p none --rounds 0 -o "$format"
+        grep -q 'weights left' "$tmp/out" && bad "a word of --no-repack in $format"
+    done
+    compare 0 -p none --rounds 0 -o json
+    holds 'r["settings"]["repack"] is True'
+    compare 0 -p none --rounds 0 --no-repack -o json
+    holds 'r["settings"]["repack"] is False'
     for format in table csv md; do
         compare 0 -p "$list" -o "$format"
     done

@@ -171,6 +171,9 @@ closed() {
     "$tool" -m "$tmp/model.gguf" --raw -p a -n 5 -o json >&- 2>"$tmp/err"
     [ $? -eq 1 ] || bad 'no failure of JSON without standard output'
     says "can't be written to standard output"
+    "$tool" -m "$tmp/model.gguf" --raw -p a -n 5 --policy offload:dir="$tmp" >&- 2>"$tmp/err"
+    [ $? -eq 1 ] || bad 'the answer went into a file of the policy'
+    says "the answer can't be written"
     "$tool" -m "$tmp/model.gguf" --raw -p a -n 5 --policy offload:dir="$tmp" >&- 2>&- <&-
     [ $? -eq 1 ] || bad 'no failure without any stream'
     echo hello | "$tool" -m "$tmp/model.gguf" --raw -n 5 >&- 2>"$tmp/err"
