@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* ---------------------------------------------------------------- text */
@@ -269,32 +270,51 @@ static FILE *open_beside(const char *path, char **temp) {
     return f;
 }
 
-static int put_file(const char *bytes, size_t n, const char *path, char *why, size_t cap) {
+/* Writes and closes; 0, or -1 with errno. */
+static int put_and_close(FILE *f, const char *bytes, size_t n) {
+    const int bad = fwrite(bytes, 1, n, f) != n || fflush(f) != 0;
+    const int error = errno;
+    if (fclose(f) != 0 && !bad) {
+        return -1;
+    }
+    errno = error;
+    return bad ? -1 : 0;
+}
+
+/* A device or a pipe, which is written where it is. */
+static int put_device(const char *bytes, size_t n, const char *path) {
+    FILE *f = fopen(path, "w");
+    return f == NULL ? -1 : put_and_close(f, bytes, n);
+}
+
+/* Whole or not at all, by a new file that takes path's place. */
+static int put_new(const char *bytes, size_t n, const char *path) {
     char *temp = NULL;
     FILE *f = open_beside(path, &temp);
     if (f == NULL) {
-        snprintf(why, cap, "%s can't be created: %s", path, strerror(errno));
         return -1;
     }
     cmp_interrupt_remove(temp);
-    int bad = fwrite(bytes, 1, n, f) != n;
-    bad |= fflush(f) != 0;
-    int error = errno;
-    if (fclose(f) != 0 && !bad) {
-        bad = 1;
-        error = errno;
-    }
-    if (!bad && rename(temp, path) != 0) {
-        bad = 1;
-        error = errno;
-    }
-    if (bad) {
-        snprintf(why, cap, "%s can't be written: %s", path, strerror(error));
+    int rc = put_and_close(f, bytes, n);
+    rc = rc == 0 ? rename(temp, path) : rc;
+    const int error = errno;
+    if (rc != 0) {
         unlink(temp);
     }
     cmp_interrupt_remove(NULL);
     free(temp);
-    return bad ? -1 : 0;
+    errno = error;
+    return rc;
+}
+
+static int put_file(const char *bytes, size_t n, const char *path, char *why, size_t cap) {
+    struct stat st;
+    const int in_place = stat(path, &st) == 0 && !S_ISREG(st.st_mode);
+    const int rc = in_place ? put_device(bytes, n, path) : put_new(bytes, n, path);
+    if (rc != 0) {
+        snprintf(why, cap, "%s can't be written: %s; name another place", path, strerror(errno));
+    }
+    return rc;
 }
 
 int cmp_report_put(const char *bytes, size_t n, const char *path, char *why, size_t cap) {

@@ -250,7 +250,13 @@ output() {
     compare 0 -p full -o json --output "$tmp/dir/report.json"
     [ "$(cat "$tmp/dir/report.json.tmp")" = mine ] || bad 'a file of the user is gone'
     compare 1 -p full --output "$tmp/no/report.json"
-    says "kvcompare: $tmp/no/report.json can't be created"
+    says "kvcompare: $tmp/no/report.json can't be written"
+    # What is no regular file is written where it is.
+    mkfifo "$tmp/pipe"
+    cat "$tmp/pipe" >"$tmp/piped" &
+    compare 0 -p full -o json --output "$tmp/pipe"
+    wait
+    [ -p "$tmp/pipe" ] && [ -s "$tmp/piped" ] || bad 'a pipe was replaced'
     mkdir "$tmp/dir/sub"
     compare 1 -p full --output "$tmp/dir/sub"
     says "kvcompare: $tmp/dir/sub can't be written"
