@@ -181,16 +181,13 @@ static int32_t select_pages(kvc__attend *a, const kvc__piece *p, uint32_t head) 
     return KVC_OK;
 }
 
-/* One (piece, head): keys and queries are turned, rows shown and appended. */
-static void rows_item(void *arg, uint32_t item, uint32_t thread) {
-    kvc__attend *a = arg;
+/* Keys and queries of a piece's head are turned, its rows shown and appended. */
+static void take_rows(kvc__attend *a, uint32_t pi, uint32_t head) {
     const kvc__hparams *hp = &a->model->hp;
-    const uint32_t head = item % hp->n_head_kv, group = group_of(a);
-    const uint32_t pi = item / hp->n_head_kv;
+    const uint32_t group = group_of(a);
     const kvc__piece *p = &a->piece[pi];
     const kvc__page_shape *sh = &p->stack->shape[a->layer];
     const size_t sk = (size_t)hp->n_head_kv * hp->dim_k, sv = (size_t)hp->n_head_kv * hp->dim_v;
-    (void)thread;
     if (p->status < 0) {
         return;
     }
@@ -232,6 +229,16 @@ static void rows_item(void *arg, uint32_t item, uint32_t thread) {
         }
     }
     kvc__store_append(p->store, a->layer, head, p->n, p->pos0, k0, sk, v0, sv);
+}
+
+/* Items are (piece, head). */
+static void rows_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
+    kvc__attend *a = arg;
+    const uint32_t heads = a->model->hp.n_head_kv;
+    (void)thread;
+    for (uint32_t i = first; i < end; i++) {
+        take_rows(a, i / heads, i % heads);
+    }
 }
 
 /* ---------------------------------------------------------------- what a query sees of a page */
@@ -572,14 +579,15 @@ static void attend_pinned(struct job *j, const kvc__block *b, uint32_t n, uint32
     kvc__pager_unpin(pager, j->range);
 }
 
-/* Jobs of one (range, heads) of the n blocks from `first` on, which are of one piece. */
-static uint32_t jobs_of_range(const kvc__attend *a, uint32_t first, uint32_t n) {
+/* How many of the n blocks from `first` on, which are of one piece, are items of their own: with a
+ * tier one item takes all. */
+static uint32_t split_blocks(const kvc__attend *a, uint32_t first, uint32_t n) {
     return a->piece[a->block[first].piece].store->pager != NULL ? 1 : n;
 }
 
-/* Heads of a job: many when it decodes and there is work for all threads nevertheless; one where
+/* Heads of an item: many when it decodes and there is work for all threads nevertheless; one where
  * what is kept of a page serves one head. */
-static uint32_t heads_of_job(const kvc__attend *a, uint32_t first) {
+static uint32_t heads_of_item(const kvc__attend *a, uint32_t first) {
     const kvc__block *b = &a->block[first];
     const kvc__piece *p = &a->piece[b->piece];
     const uint32_t heads = a->model->hp.n_head_kv;
@@ -590,25 +598,19 @@ static uint32_t heads_of_job(const kvc__attend *a, uint32_t first) {
     return n < heads ? n : heads;
 }
 
-static void range_item(void *arg, uint32_t item, uint32_t thread) {
-    kvc__attend *a = arg;
-    uint32_t first = 0, n = kvc__attend_same_piece(a, 0);
-    while (item >= a->job[first + n]) {
-        first += n;
-        n = kvc__attend_same_piece(a, first);
-    }
-    item -= a->job[first];
-    const uint32_t heads = a->model->hp.n_head_kv, each = heads_of_job(a, first);
-    const uint32_t n_job = jobs_of_range(a, first, n), n_head = (heads + each - 1) / each;
-    const uint32_t head = item / n_job % n_head * each;
-    const kvc__block *b = &a->block[first + item % n_job];
+/* Item i of the n blocks from `first` on, which are of one piece: (range, heads, block). */
+static void take_range(kvc__attend *a, uint32_t first, uint32_t n, uint32_t i, uint32_t thread) {
+    const uint32_t heads = a->model->hp.n_head_kv, split = split_blocks(a, first, n);
+    const uint32_t each = heads_of_item(a, first), n_head = (heads + each - 1) / each;
+    const uint32_t head = i / split % n_head * each, place = i / split / n_head;
+    const kvc__block *b = &a->block[first + i % split];
     const kvc__piece *p = &a->piece[b->piece];
     struct job j = {.a = a,
                     .p = p,
                     .sh = &p->stack->shape[a->layer],
                     .thread = thread,
-                    .range = range_at(b, item / n_job / n_head),
-                    .place = item / n_job / n_head,
+                    .range = range_at(b, place),
+                    .place = place,
                     .group = group_of(a)};
     if (p->status < 0) {
         return;
@@ -617,6 +619,20 @@ static void range_item(void *arg, uint32_t item, uint32_t thread) {
         attend_pinned(&j, b, n, head);
     } else {
         attend_block(&j, b, head, heads - head < each ? heads - head : each);
+    }
+}
+
+static void ranges_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
+    kvc__attend *a = arg;
+    uint32_t b = 0, n = kvc__attend_same_piece(a, 0);
+    while (first < end) {
+        while (first >= a->item[b + n]) {
+            b += n;
+            n = kvc__attend_same_piece(a, b);
+        }
+        for (; first < end && first < a->item[b + n]; first++) {
+            take_range(a, b, n, first - a->item[b], thread);
+        }
     }
 }
 
@@ -698,18 +714,13 @@ static void check_finite(kvc__attend *a, const kvc__block *b, const kvc__piece *
     }
 }
 
-/* One (first block of a piece, head): merges all rows of the piece's blocks in ascending order. */
-static void merge_item(void *arg, uint32_t item, uint32_t thread) {
-    kvc__attend *a = arg;
+/* Merges the rows of a head in all blocks of a piece, which begin with block `first`, in ascending
+ * order. */
+static void merge_head(kvc__attend *a, uint32_t first, uint32_t head, uint32_t thread) {
     const kvc__hparams *hp = &a->model->hp;
-    const uint32_t head = item % hp->n_head_kv, group = group_of(a);
-    const uint32_t first = item / hp->n_head_kv;
-    const uint32_t piece = a->block[first].piece;
+    const uint32_t group = group_of(a), piece = a->block[first].piece;
     const kvc__piece *p = &a->piece[piece];
     const kvc__page_shape *sh = &p->stack->shape[a->layer];
-    if (p->status < 0 || (first > 0 && a->block[first - 1].piece == piece)) {
-        return;
-    }
     float *factor = a->thread[thread].s;
     for (uint32_t bi = first; bi < a->n_block && a->block[bi].piece == piece; bi++) {
         const kvc__block *b = &a->block[bi];
@@ -729,6 +740,18 @@ static void merge_item(void *arg, uint32_t item, uint32_t thread) {
     }
 }
 
+/* Items are (block, head); a piece's first block stands for all. */
+static void merge_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
+    kvc__attend *a = arg;
+    const uint32_t heads = a->model->hp.n_head_kv;
+    for (uint32_t i = first; i < end; i++) {
+        const uint32_t b = i / heads, piece = a->block[b].piece;
+        if (a->piece[piece].status == KVC_OK && (b == 0 || a->block[b - 1].piece != piece)) {
+            merge_head(a, b, i % heads, thread);
+        }
+    }
+}
+
 /* ---------------------------------------------------------------- driving */
 
 /* Runs items on the pool, or here when they are too few and small to be worth a crossing. */
@@ -737,31 +760,29 @@ static void run_items(kvc__attend *a, uint32_t n, bool small, kvc__pool_fn fn) {
         kvc__pool_run(a->pool, n, fn, a);
         return;
     }
-    for (uint32_t i = 0; i < n; i++) {
-        fn(a, i, 0);
-    }
+    fn(a, 0, n, 0);
 }
 
 /* The blocks collected so far, through ranges and merge. */
 static void flush_blocks(kvc__attend *a) {
     const uint32_t heads = a->model->hp.n_head_kv;
-    uint32_t jobs = 0, rows = 0, results = 0; /* results: of ranges, for each head */
+    uint32_t items = 0, rows = 0, results = 0; /* results: of ranges, for each head */
     for (uint32_t first = 0, n; first < a->n_block; first += n) {
         n = kvc__attend_same_piece(a, first);
-        const uint32_t each = heads_of_job(a, first);
-        a->job[first] = jobs;
-        jobs += (heads + each - 1) / each * a->block[first].n_range * jobs_of_range(a, first, n);
+        const uint32_t each = heads_of_item(a, first);
+        a->item[first] = items;
+        items += (heads + each - 1) / each * a->block[first].n_range * split_blocks(a, first, n);
         for (uint32_t i = first; i < first + n; i++) {
             rows += a->block[i].n;
             results += a->block[i].n * a->block[i].n_range;
         }
     }
-    a->job[a->n_block] = jobs;
+    a->item[a->n_block] = items;
     kvc__attend_bring(a);
-    kvc__pool_run(a->pool, jobs, range_item, a);
+    kvc__pool_run(a->pool, items, ranges_span, a);
     kvc__attend_brought(a);
     collect_failures(a);
-    run_items(a, a->n_block * heads, rows <= 2 && results <= 24, merge_item);
+    run_items(a, a->n_block * heads, rows <= 2 && results <= 24, merge_span);
     collect_failures(a);
     a->n_block = 0;
 }
@@ -876,7 +897,7 @@ void kvc__attend_run(kvc__attend *a, uint32_t layer) {
             p->head = 0;
         }
     }
-    run_items(a, a->n_piece * heads, rows <= 2, rows_item);
+    run_items(a, a->n_piece * heads, rows <= 2, rows_span);
     collect_failures(a);
     for (uint32_t i = 0; i < a->n_piece; i++) {
         if (a->piece[i].status == KVC_OK) {

@@ -94,7 +94,7 @@ typedef struct kvc__attend {
     size_t cap_prob;
     atomic_int *failed;         /* [n_batch][n_head_kv] status of worker calls */
     kvc__attend_thread *thread; /* [n_thread] */
-    uint32_t *job;              /* [n_batch + 1] first job of each piece, by its first block */
+    uint32_t *item;             /* [n_batch + 1] first of each piece's ranges, by its first block */
 } kvc__attend;
 
 /** Floats of one range's partial results for so many rows: output, maximum, sum; whole lines. */

@@ -38,7 +38,7 @@ static int32_t reserve_batch(kvc__attend *a, kvc_model *model, kvc__err *err) {
     KVC_TRY(regrow(m, &a->qrot, 0, n * nq, sizeof(float), err));
     KVC_TRY(regrow(m, &a->piece, 0, n, sizeof *a->piece, err));
     KVC_TRY(regrow(m, &a->block, 0, n, sizeof *a->block, err));
-    KVC_TRY(regrow(m, &a->job, 0, n + 1, sizeof *a->job, err));
+    KVC_TRY(regrow(m, &a->item, 0, n + 1, sizeof *a->item, err));
     KVC_TRY(regrow(m, &a->range, 0, n * (KVC_MAX_RANGES + 1), sizeof *a->range, err));
     KVC_TRY(regrow(m, &a->n_rng, 0, n, sizeof *a->n_rng, err));
     KVC_TRY(regrow(m, &a->failed, 0, n * hp->n_head_kv, sizeof *a->failed, err));
@@ -163,7 +163,7 @@ void kvc__attend_free(kvc__attend *a, kvc_model *model) {
     kvc__free(m, a->qrot, n * nq * f);
     kvc__free(m, a->piece, n * sizeof *a->piece);
     kvc__free(m, a->block, n * sizeof *a->block);
-    kvc__free(m, a->job, (n + 1) * sizeof *a->job);
+    kvc__free(m, a->item, (n + 1) * sizeof *a->item);
     kvc__free(m, a->range, n * (KVC_MAX_RANGES + 1) * sizeof *a->range);
     kvc__free(m, a->n_rng, n * sizeof *a->n_rng);
     kvc__free(m, a->failed, n * hp->n_head_kv * sizeof *a->failed);

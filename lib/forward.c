@@ -17,7 +17,8 @@ struct product {
     const kvc__mat *w[3];
     float *out[3];
     uint32_t first[4]; /* first item of each matrix, and one past */
-    uint32_t chunk;    /* groups of an item */
+    uint32_t unit;     /* groups of an item */
+    uint32_t step;     /* groups that the two of a gated product take in turn */
     bool quantised;
     const kvc__act *act;
     float *tile, *group; /* scratch of a thread: tile_floats of each */
@@ -56,31 +57,37 @@ static void run_groups(const struct product *p, uint32_t i, uint32_t g0, uint32_
     }
 }
 
-static void product_item(void *arg, uint32_t item, uint32_t thread) {
+static void product_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
     const struct product *p = arg;
-    uint32_t i = 0;
-    while (item >= p->first[i + 1]) {
-        i++;
-    }
-    const kvc__mat *w = p->w[i];
-    const uint32_t g0 = (item - p->first[i]) * p->chunk;
-    const uint32_t g1 = g0 + p->chunk < w->n_group ? g0 + p->chunk : w->n_group;
-    run_groups(p, i, g0, g1, thread);
-    for (uint32_t t = 0; p->add != NULL && t < p->act->n; t++) {
-        const size_t at = (size_t)t * w->n_row + g0 * KVC__GROUP;
-        p->kern->add(p->add + at, p->out[i] + at, rows_in(w, g0, g1));
+    for (uint32_t i = 0; first < end; i++) {
+        const uint32_t stop = end < p->first[i + 1] ? end : p->first[i + 1];
+        if (first >= stop) {
+            continue;
+        }
+        const kvc__mat *w = p->w[i];
+        const uint32_t g0 = (first - p->first[i]) * p->unit, g = (stop - p->first[i]) * p->unit;
+        const uint32_t g1 = g < w->n_group ? g : w->n_group;
+        run_groups(p, i, g0, g1, thread);
+        for (uint32_t t = 0; p->add != NULL && t < p->act->n; t++) {
+            const size_t at = (size_t)t * w->n_row + g0 * KVC__GROUP;
+            p->kern->add(p->add + at, p->out[i] + at, rows_in(w, g0, g1));
+        }
+        first = stop;
     }
 }
 
-/* out[0] = gate(out[0]) × out[1], both of the same groups. */
-static void gated_item(void *arg, uint32_t item, uint32_t thread) {
+/* out[0] = gate(out[0]) × out[1], both of the same groups, which lie side by side. */
+static void gated_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
     const struct product *p = arg;
     const kvc__mat *w = p->w[0];
-    const uint32_t g0 = item * p->chunk;
-    const uint32_t g1 = g0 + p->chunk < w->n_group ? g0 + p->chunk : w->n_group;
+    const uint32_t g0 = first * p->unit;
+    const uint32_t g1 = end * p->unit < w->n_group ? end * p->unit : w->n_group;
+    for (uint32_t g = g0; g < g1; g += p->step) {
+        const uint32_t stop = g + p->step < g1 ? g + p->step : g1;
+        run_groups(p, 0, g, stop, thread);
+        run_groups(p, 1, g, stop, thread);
+    }
     const uint32_t n = rows_in(w, g0, g1);
-    run_groups(p, 0, g0, g1, thread);
-    run_groups(p, 1, g0, g1, thread);
     for (uint32_t t = 0; t < p->act->n; t++) {
         const size_t at = (size_t)t * w->n_row + g0 * KVC__GROUP;
         p->gate(p->out[0] + at, p->out[1] + at, n);
@@ -92,25 +99,24 @@ static void gated_item(void *arg, uint32_t item, uint32_t thread) {
     }
 }
 
-/* A product of n matrices, and groups of an item: enough items for every thread to find work to the
- * end, each large enough to be worth handing out. */
+/* A product of n matrices. */
 static struct product product_of(kvc_model *m, const kvc__act *act, bool quantised, uint32_t n,
                                  const kvc__mat *const *w, float *const *out) {
     struct product p = {.kern = m->kern,
                         .quantised = quantised,
                         .act = act,
+                        .unit = 1,
+                        .step = 1,
                         .tile = m->work->tile,
                         .group = m->work->group,
                         .tile_floats = m->work->tile_floats};
-    uint32_t groups = 0;
     for (uint32_t i = 0; i < n; i++) {
         p.w[i] = w[i];
         p.out[i] = out[i];
-        groups += w[i]->n_group;
+        if (!quantised || !kvc__mat_quantised(w[i]->type)) {
+            p.unit = p.step = KVC__MM_F_GROUPS;
+        }
     }
-    const uint32_t items = 8 * kvc__pool_n_thread(m->pool);
-    p.chunk = groups / items > 0 ? groups / items : 1;
-    p.chunk = act->n > 16 && p.chunk > 4 ? 4 : p.chunk;
     return p;
 }
 
@@ -120,9 +126,9 @@ static void multiply(kvc_model *m, const kvc__act *act, bool quantised, uint32_t
     struct product p = product_of(m, act, quantised, n, w, out);
     p.add = add;
     for (uint32_t i = 0; i < n; i++) {
-        p.first[i + 1] = p.first[i] + (w[i]->n_group + p.chunk - 1) / p.chunk;
+        p.first[i + 1] = p.first[i] + (w[i]->n_group + p.unit - 1) / p.unit;
     }
-    kvc__pool_run(m->pool, p.first[n], product_item, &p);
+    kvc__pool_run(m->pool, p.first[n], product_span, &p);
 }
 
 /* out[0] = gate(act × w[0]ᵀ) × (act × w[1]ᵀ), rounded too when gated isn't NULL: then an item's
@@ -133,9 +139,8 @@ static void multiply_gated(kvc_model *m, const kvc__act *act, bool quantised,
     const uint32_t whole = KVC__BLOCK / KVC__GROUP;
     p.gate = m->arch->gelu ? m->kern->gelu_mul : m->kern->silu_mul;
     p.gated = gated;
-    p.chunk = (p.chunk / 2 + whole - 1) / whole * whole;
-    p.chunk = p.chunk > 0 ? p.chunk : whole;
-    kvc__pool_run(m->pool, (w[0]->n_group + p.chunk - 1) / p.chunk, gated_item, &p);
+    p.unit = p.unit > whole ? p.unit : whole;
+    kvc__pool_run(m->pool, (w[0]->n_group + p.unit - 1) / p.unit, gated_span, &p);
 }
 
 /* ---------------------------------------------------------------- rows */
@@ -154,10 +159,10 @@ struct rows {
     bool quantise;
 };
 
-static void rows_item(void *arg, uint32_t item, uint32_t thread) {
+static void rows_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
     struct rows *r = arg;
     (void)thread;
-    for (uint32_t i = item * r->each; i < r->n && i < (item + 1) * r->each; i++) {
+    for (uint32_t i = first * r->each; i < r->n && i < end * r->each; i++) {
         r->fn(r, i);
     }
 }
@@ -166,7 +171,7 @@ static void rows_item(void *arg, uint32_t item, uint32_t thread) {
 static void each_row(struct rows *r) {
     r->each = r->n <= 2 ? r->n : (r->n + 15) / 16;
     r->each = r->each > 8 ? 8 : r->each;
-    kvc__pool_run(r->m->pool, (r->n + r->each - 1) / r->each, rows_item, r);
+    kvc__pool_run(r->m->pool, (r->n + r->each - 1) / r->each, rows_span, r);
 }
 
 /* Rounds row i of the activations at y to int8, when the product wants it. */
@@ -323,8 +328,7 @@ struct seal {
     atomic_int failed; /* the lowest head's: (head × 2 + put) × 64 − status, 0: none */
 };
 
-static void seal_item(void *arg, uint32_t head, uint32_t thread) {
-    struct seal *s = arg;
+static void seal_head(struct seal *s, uint32_t head, uint32_t thread) {
     const char *call;
     int32_t rc =
         kvc__store_seal_lane(s->store, s->layer, head, &s->attend->thread[thread].codec, &call);
@@ -338,12 +342,18 @@ static void seal_item(void *arg, uint32_t head, uint32_t thread) {
     }
 }
 
+static void seal_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
+    for (uint32_t head = first; head < end; head++) {
+        seal_head(arg, head, thread);
+    }
+}
+
 /* Seals a layer's full open pages. */
 static int32_t seal(kvc_model *m, const kvc__part *p, uint32_t layer, int32_t pos) {
     struct seal s = {.store = p->store, .attend = &m->work->attend, .layer = layer};
     atomic_init(&s.failed, 0);
     KVC_TRY(kvc__store_seal_begin(p->store, layer, p->err));
-    kvc__pool_run(m->pool, m->hp.n_head_kv, seal_item, &s);
+    kvc__pool_run(m->pool, m->hp.n_head_kv, seal_span, &s);
     kvc__store_seal_end(p->store, layer);
     const int failed = atomic_load(&s.failed);
     if (failed != 0) {
@@ -431,6 +441,23 @@ static void attend_layer(kvc_model *m, uint32_t layer, kvc__part *part, uint32_t
 
 /* ---------------------------------------------------------------- a layer, and the whole */
 
+/* What stands between two products is short, and would wait for memory most of its time: these ask
+ * for what it needs before the product in front of it. */
+static void fetch_vector(const kvc_model *m, const float *x) {
+    for (uint32_t i = 0; i < m->hp.n_embd; i += 16) {
+        kvc__fetch(x + i, false);
+    }
+}
+
+static void fetch_rows(const kvc_model *m, uint32_t layer, uint32_t n_part) {
+    for (uint32_t i = 0; i < n_part; i++) {
+        const kvc__part *p = &m->work->part[i];
+        if (p->status == KVC_OK && p->n == 1) {
+            kvc__store_fetch(p->store, layer);
+        }
+    }
+}
+
 static void layer_attention(kvc_model *m, uint32_t il, uint32_t n_part, uint32_t n,
                             uint32_t compute) {
     kvc__work *w = m->work;
@@ -440,6 +467,7 @@ static void layer_attention(kvc_model *m, uint32_t il, uint32_t n_part, uint32_t
     float *const to[] = {w->attend.q, w->attend.k, w->attend.v};
     struct rows r = rows_of(m, n, hp->n_embd, w->x, w->h, wants_int8(compute, 3, qkv));
     norm(&r, l->attn_norm);
+    fetch_rows(m, il, n_part);
     multiply(m, &r.act, r.quantise, 3, qkv, to, NULL);
     finish_projections(m, n, l);
 
@@ -450,6 +478,7 @@ static void layer_attention(kvc_model *m, uint32_t il, uint32_t n_part, uint32_t
     r = rows_of(m, n, hp->n_head * hp->dim_v, NULL, w->attend.out, wants_int8(compute, 1, o));
     r.fn = quantise_row;
     each_row(&r);
+    fetch_vector(m, l->ffn_norm);
     multiply(m, &r.act, r.quantise, 1, o, &w->h, l->attn_post == NULL ? w->x : NULL);
     add_normed(m, n, w->x, w->h, l->attn_post);
 }
@@ -469,6 +498,7 @@ static void layer_feed_forward(kvc_model *m, uint32_t il, uint32_t n, uint32_t c
     gated.f_stride = hp->n_ff;
     multiply_gated(m, &r.act, r.quantise, gate_up, (float *const[]){w->gate, w->up},
                    rounds ? &gated : NULL);
+    fetch_vector(m, il + 1 < hp->n_layer ? m->layer[il + 1].attn_norm : m->out_norm);
     multiply(m, &gated, rounds, 1, down, &w->h, l->ffn_post == NULL ? w->x : NULL);
     add_normed(m, n, w->x, w->h, l->ffn_post);
 }

@@ -66,17 +66,19 @@ struct for_arg {
     void *arg;
 };
 
-static void for_item(void *arg, uint32_t item, uint32_t thread) {
+static void for_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
     const struct for_arg *f = arg;
     (void)thread;
-    f->fn(f->arg, item);
+    for (uint32_t i = first; i < end; i++) {
+        f->fn(f->arg, i);
+    }
 }
 
 static void host_parallel_for(void *ctx, uint32_t n, void (*fn)(void *arg, uint32_t i), void *arg) {
     kvc__stage *st = ctx;
     struct for_arg f = {fn, arg};
     if (fn != NULL) {
-        kvc__pool_run(st->pool, n, for_item, &f);
+        kvc__pool_run(st->pool, n, for_span, &f);
     }
 }
 

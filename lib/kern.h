@@ -17,6 +17,8 @@
 
 #define KVC__ENTRIES 64u /* entries of a page, as KVC_PAGE */
 
+#define KVC__MM_F_GROUPS 4u /* groups that mm_f takes side by side for few tokens */
+
 /** A level's kernels. All are [any]: no state but their arguments. Buffers are 4-byte aligned at
  * least; packed pages and weights 64-byte. No overlap unless said. */
 typedef struct kvc__kern {

@@ -285,7 +285,7 @@ INLINE void mm_q_type(uint32_t type, const kvc__mat *w, uint32_t g0, uint32_t g1
                       float *out, size_t out_stride) {
     const uint32_t n_block = w->n_col / KVC__BLOCK;
     for (uint32_t g = g0; g < g1; g++) {
-        const uint8_t *data = w->data + g * w->group_bytes;
+        const uint8_t *data = w->data + g * w->stride;
         const uint32_t rows = w->n_row - KVC__GROUP * g;
         float *y = out + (size_t)KVC__GROUP * g;
         uint32_t t = 0;
@@ -466,8 +466,8 @@ INLINE void mm_f_groups(uint32_t type, uint32_t n_grp, const kvc__mat *w, uint32
         float acc[16 * 16] = {0};
         n = a->n - t;
         n = n >= MM_F_TOKENS && n_grp == 1 ? MM_F_TOKENS : n >= 4 ? 4 : n;
-        mm_f_some(type, n_grp, n, data, w->group_bytes, w->n_col, a->f + t * a->f_stride,
-                  a->f_stride, acc);
+        mm_f_some(type, n_grp, n, data, w->stride, w->n_col, a->f + t * a->f_stride, a->f_stride,
+                  acc);
         mm_f_store(w, g, n_grp, t, n, acc, out, out_stride);
     }
 }
@@ -476,11 +476,11 @@ INLINE void mm_f_groups(uint32_t type, uint32_t n_grp, const kvc__mat *w, uint32
  * too few tokens to. */
 INLINE void mm_f_plain(uint32_t type, const kvc__mat *w, uint32_t g, uint32_t g1, const kvc__act *a,
                        float *out, size_t out_stride) {
-    for (; a->n <= 4 && g + 4 <= g1; g += 4) {
-        mm_f_groups(type, 4, w, g, w->data + g * w->group_bytes, a, out, out_stride);
+    for (; a->n <= 4 && g + KVC__MM_F_GROUPS <= g1; g += KVC__MM_F_GROUPS) {
+        mm_f_groups(type, 4, w, g, w->data + g * w->stride, a, out, out_stride);
     }
     for (; g < g1; g++) {
-        mm_f_groups(type, 1, w, g, w->data + g * w->group_bytes, a, out, out_stride);
+        mm_f_groups(type, 1, w, g, w->data + g * w->stride, a, out, out_stride);
     }
 }
 
@@ -488,12 +488,12 @@ INLINE void mm_f_plain(uint32_t type, const kvc__mat *w, uint32_t g, uint32_t g1
  * cache. n_grp is 1 or 4. */
 INLINE void mm_f_blocks(uint32_t n_grp, const kvc__mat *w, uint32_t g, const kvc__act *a,
                         float *out, size_t out_stride) {
-    const uint8_t *data = w->data + g * w->group_bytes;
+    const uint8_t *data = w->data + g * w->stride;
     float acc[16 * 16] = {0};
     float buf[4][KVC__BLOCK * 16];
     for (uint32_t b = 0; b < w->n_col / KVC__BLOCK; b++) {
         for (uint32_t i = 0; i < n_grp; i++) {
-            mm_block_floats(w->type, data + i * w->group_bytes, b, buf[i]);
+            mm_block_floats(w->type, data + i * w->stride, b, buf[i]);
         }
         mm_f_some(KVC__T_F32, n_grp, a->n, (const uint8_t *)buf, sizeof buf[0], KVC__BLOCK,
                   a->f + (size_t)b * KVC__BLOCK, a->f_stride, acc);
@@ -503,7 +503,7 @@ INLINE void mm_f_blocks(uint32_t n_grp, const kvc__mat *w, uint32_t g, const kvc
 
 static void mm_f_quantised(const kvc__mat *w, uint32_t g, uint32_t g1, const kvc__act *a,
                            float *out, size_t out_stride, float *tile) {
-    for (; a->n <= 4 && g + 4 <= g1; g += 4) {
+    for (; a->n <= 4 && g + KVC__MM_F_GROUPS <= g1; g += KVC__MM_F_GROUPS) {
         mm_f_blocks(4, w, g, a, out, out_stride);
     }
     for (; a->n <= 4 && g < g1; g++) {
@@ -511,7 +511,7 @@ static void mm_f_quantised(const kvc__mat *w, uint32_t g, uint32_t g1, const kvc
     }
     for (; g < g1; g++) {
         for (uint32_t b = 0; b < w->n_col / KVC__BLOCK; b++) {
-            mm_block_floats(w->type, w->data + g * w->group_bytes, b,
+            mm_block_floats(w->type, w->data + g * w->stride, b,
                             tile + (size_t)b * KVC__BLOCK * 16);
         }
         mm_f_groups(KVC__T_F32, 1, w, g, (const uint8_t *)tile, a, out, out_stride);

@@ -86,7 +86,8 @@ int32_t kvc__mat_init(kvc__mat *m, uint32_t type, uint64_t n_row, uint64_t n_col
                     .n_row = (uint32_t)n_row,
                     .n_col = (uint32_t)n_col,
                     .n_group = (uint32_t)n_group,
-                    .group_bytes = group_bytes};
+                    .group_bytes = group_bytes,
+                    .stride = group_bytes};
     return KVC_OK;
 }
 
@@ -211,7 +212,7 @@ void kvc__mat_pack(kvc__mat *m, const uint8_t *src, uint32_t first, uint32_t end
     }
     const size_t n_unit = m->n_col / t->columns;
     for (uint32_t g = first; g < end && g < m->n_group; g++) {
-        uint8_t *dst = m->data + g * m->group_bytes;
+        uint8_t *dst = m->data + g * m->stride;
         const uint32_t left = m->n_row - KVC__GROUP * g;
         if (left < KVC__GROUP) {
             memset(dst, 0, m->group_bytes);
@@ -320,7 +321,7 @@ void kvc__mat_row(const kvc__mat *m, uint32_t row, float *out) {
         const uint8_t *unit = own;
         uint32_t r = 0;
         if (m->data != NULL) {
-            unit = m->data + row / KVC__GROUP * m->group_bytes + u * KVC__GROUP * t->row_bytes;
+            unit = m->data + row / KVC__GROUP * m->stride + u * KVC__GROUP * t->row_bytes;
             r = row % KVC__GROUP;
         } else {
             mat_pack_unit(t, m->rows + ((size_t)row * n_unit + u) * t->row_bytes, 0, own);

@@ -47,6 +47,7 @@ typedef struct kvc__mat {
     uint32_t n_col;   /* a multiple of 32 for quantised types, of 256 for K types */
     uint32_t n_group; /* n_row / 16, rounded up */
     size_t group_bytes;
+    size_t stride;       /* bytes from a group to the next: another matrix's may lie between */
     uint8_t *data;       /* [n_group][group_bytes], 64-byte aligned; NULL: not packed */
     const uint8_t *rows; /* then the file's rows */
 } kvc__mat;

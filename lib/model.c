@@ -14,7 +14,6 @@
 #include <string.h>
 #include <xxhash.h>
 
-#define PACK_GROUPS  16u /* groups that one thread packs at a time */
 #define SAMPLE_BYTES 64u /* of every SAMPLE_STEP of the data go into the fingerprint */
 #define SAMPLE_STEP  65536u
 #define TYPE_END     32u /* above every type that can be packed */
@@ -24,6 +23,7 @@ typedef struct source {
     kvc__mat *mat;
     const uint8_t *data;
     size_t bytes; /* of data */
+    bool beside;  /* its groups are used in turn with those of the matrix before */
 } source;
 
 /* What is needed while loading only. */
@@ -100,7 +100,7 @@ static int32_t bind_mat(loader *l, const char *name, uint64_t n_row, uint64_t n_
                          name, type_text(t->type, buf, sizeof buf));
     }
     KVC_TRY(kvc__mat_init(m, t->type, n_row, n_col, l->err));
-    l->source[l->n_source++] = (source){m, t->data, t->bytes};
+    l->source[l->n_source++] = (source){m, t->data, t->bytes, false};
     return KVC_OK;
 }
 
@@ -202,6 +202,9 @@ static int32_t bind_layer(loader *l, uint32_t il) {
         KVC_TRY(bind_mat(l, name, mats[i].n_row, mats[i].n_col, mats[i].mat));
         l->layer_bytes[mats[i].mat->type % TYPE_END] += kvc__mat_bytes(mats[i].mat);
         l->model->n_mac += (uint64_t)mats[i].n_row * mats[i].n_col;
+        if (mats[i].mat == &y->up && y->up.group_bytes == y->gate.group_bytes) {
+            l->source[l->n_source - 1].beside = true;
+        }
     }
     return KVC_OK;
 }
@@ -283,16 +286,15 @@ static int32_t bind_tensors(loader *l) {
 
 /* ---------------------------------------------------------------- weights */
 
-static void pack_item(void *arg, uint32_t item, uint32_t thread) {
+static void pack_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
     const source *s = arg;
-    uint32_t first = item * PACK_GROUPS;
-    uint32_t left = s->mat->n_group - first;
     (void)thread;
-    kvc__mat_pack(s->mat, s->data, first, first + (left < PACK_GROUPS ? left : PACK_GROUPS));
+    kvc__mat_pack(s->mat, s->data, first, end);
 }
 
-/* All matrices lie in one block in the order in which a token needs them: the core reads ahead
- * across their borders, and the system can back a large block by large pages. */
+/* All matrices lie in one block in the order in which a token needs them, those that are used group
+ * by group in turn with their groups in turn: the core reads ahead across all borders, and the
+ * system can back a large block by large pages. */
 static int32_t place_weights(loader *l) {
     kvc_model *m = l->model;
     size_t n = 0;
@@ -310,8 +312,14 @@ static int32_t place_weights(loader *l) {
     m->weight_bytes = n;
     n = 0;
     for (uint32_t i = 0; i < l->n_source; i++) {
-        l->source[i].mat->data = m->weight + n;
-        n += (kvc__mat_bytes(l->source[i].mat) + 63) & ~(size_t)63;
+        kvc__mat *mat = l->source[i].mat;
+        mat->data = m->weight + n;
+        n += (kvc__mat_bytes(mat) + 63) & ~(size_t)63;
+        if (l->source[i].beside) {
+            kvc__mat *before = l->source[i - 1].mat;
+            before->stride = mat->stride = before->group_bytes + mat->group_bytes;
+            mat->data = before->data + before->group_bytes;
+        }
     }
     return KVC_OK;
 }
@@ -332,8 +340,7 @@ static int32_t pack_weights(loader *l) {
     KVC_TRY(place_weights(l));
     for (uint32_t i = 0; i < l->n_source; i++) {
         const source *s = &l->source[i];
-        kvc__pool_run(m->pool, (s->mat->n_group + PACK_GROUPS - 1) / PACK_GROUPS, pack_item,
-                      &l->source[i]);
+        kvc__pool_run(m->pool, s->mat->n_group, pack_span, &l->source[i]);
         if (l->is_map) {
             /* Otherwise the weights would be in memory twice before the file is closed. */
             kvc__discard((void *)(uintptr_t)s->data, s->bytes);

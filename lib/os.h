@@ -78,5 +78,13 @@ const char *kvc__env(const char *name);
 int kvc__thread_start(pthread_t *out, void *(*fn)(void *), void *arg);
 /** Tells the core that this thread spins. */
 void kvc__pause(void);
+/** Asks for the line that holds p, which need not exist, without waiting for it. */
+static inline void kvc__fetch(const void *p, bool write) {
+    if (write) {
+        __builtin_prefetch(p, 1);
+    } else {
+        __builtin_prefetch(p);
+    }
+}
 
 #endif

@@ -13,15 +13,16 @@
 #include <stdatomic.h>
 
 /* How a run works. Every thread has a share: a span of the items, in one word with the run's
- * number. It takes items from the front of its own share, whose line nobody else touches meanwhile,
- * and then from the back of the others', by compare-and-swap on the whole word, so that one that
- * comes late can't take an item of a later run by mistake. The caller waits for items, not for
- * threads: a thread that the system doesn't schedule holds nobody up. Between runs all shares are
- * used up, and only then what they say is replaced, the word last. */
+ * number. It takes a part of what is left from the front of its own share, whose line nobody else
+ * touches meanwhile, and then from the back of the others', by compare-and-swap on the whole word,
+ * so that one that comes late can't take an item of a later run by mistake. The caller waits for
+ * items, not for threads: a thread that the system doesn't schedule holds nobody up. Between runs
+ * all shares are used up, and only then what they say is replaced, the word last. */
 enum {
-    SPIN_NS = 50000,  /* how long a thread waits for work before it sleeps or yields */
-    SPIN_BATCH = 32,  /* looks at the share between looks at the clock */
-    SPAN_MOST = 65535 /* items of a run: next and end take 16 bits each */
+    SPIN_NS = 50000,   /* how long a thread waits for work before it sleeps or yields */
+    SPIN_BATCH = 32,   /* looks at the share between looks at the clock */
+    SPAN_MOST = 65535, /* items of a run: next and end take 16 bits each */
+    PART = 4           /* of what is left in a share, one part in so many is taken at once */
 };
 
 /* One thread's share of the present run, and what to do with it: all that it has to fetch from the
@@ -62,11 +63,11 @@ static uint64_t run_of(uint64_t left) {
     return left >> 32;
 }
 
-/* Does items of a share, from its front when it is the thread's own, else from its back; returns
- * how many, and in *run the run last seen. A thread that has taken an item and not yet counted it
- * can't meet a later run here, since its own isn't over. fn, arg and base may be read while they
- * change, but then the share was used up before and the swap fails: that is what their acquire
- * loads are for. */
+/* Does the items of a share, from its front when it is the thread's own, else from its back;
+ * returns how many, and in *run the run last seen. A thread that has taken items and not yet
+ * counted them can't meet a later run here, since its own isn't over. fn, arg and base may be read
+ * while they change, but then the share was used up before and the swap fails: that is what their
+ * acquire loads are for. */
 static uint32_t take_share(share *s, bool own, uint32_t thread, uint64_t *run) {
     uint32_t n = 0;
     uint64_t left = atomic_load_explicit(&s->left, memory_order_acquire);
@@ -79,11 +80,13 @@ static uint32_t take_share(share *s, bool own, uint32_t thread, uint64_t *run) {
         if (next >= end) {
             return n;
         }
+        const uint32_t take = (end - next + PART - 1) / PART;
         if (atomic_compare_exchange_weak_explicit(&s->left, &left,
-                                                  own ? left + ((uint64_t)1 << 16) : left - 1,
+                                                  own ? left + ((uint64_t)take << 16) : left - take,
                                                   memory_order_acq_rel, memory_order_acquire)) {
-            fn(arg, base + (own ? next : end - 1), thread);
-            n++;
+            const uint32_t first = base + (own ? next : end - take);
+            fn(arg, first, first + take, thread);
+            n += take;
             left = atomic_load_explicit(&s->left, memory_order_acquire);
         }
     }
@@ -200,8 +203,8 @@ static void run_span(kvc__pool *pool, uint32_t base, uint32_t n, kvc__pool_fn fn
 void kvc__pool_run(kvc__pool *pool, uint32_t n, kvc__pool_fn fn, void *arg) {
     if (n <= 1 || pool->n_thread == 1 ||
         atomic_exchange_explicit(&pool->running, true, memory_order_acquire)) {
-        for (uint32_t i = 0; i < n; i++) {
-            fn(arg, i, 0);
+        if (n > 0) {
+            fn(arg, 0, n, 0);
         }
         return;
     }

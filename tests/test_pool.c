@@ -58,6 +58,25 @@ typedef struct work {
     uint32_t bad_thread[MOST_ITEMS]; /* items given to a thread that isn't there */
 } work;
 
+/* Item by item: what most tests are about. */
+typedef struct items {
+    void (*fn)(void *arg, uint32_t item, uint32_t thread);
+    void *arg;
+} items;
+
+static void items_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
+    const items *i = arg;
+    for (; first < end; first++) {
+        i->fn(i->arg, first, thread);
+    }
+}
+
+static void run_items(kvc__pool *pool, uint32_t n, void (*fn)(void *, uint32_t, uint32_t),
+                      void *arg) {
+    items i = {fn, arg};
+    kvc__pool_run(pool, n, items_span, &i);
+}
+
 static void do_item(void *arg, uint32_t item, uint32_t thread) {
     work *w = arg;
     w->bad_thread[item] = thread >= w->n_thread;
@@ -84,7 +103,7 @@ static void check_run(kvc__pool *pool, work *w, uint32_t n) {
     memset(w, 0, sizeof(*w));
     w->n_thread = kvc__pool_n_thread(pool);
     w->round = n % 7;
-    kvc__pool_run(pool, n, do_item, w);
+    run_items(pool, n, do_item, w);
     uint64_t sum = 0;
     for (uint32_t i = 0; i < w->n_thread; i++) {
         sum += w->sum_of_thread[i];
@@ -96,6 +115,41 @@ static void check_run(kvc__pool *pool, work *w, uint32_t n) {
         }
     }
 }
+
+static void note_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
+    work *w = arg;
+    (void)thread;
+    for (uint32_t i = first; i < end && end <= MOST_ITEMS; i++) {
+        w->seen[i] = end - first;
+    }
+}
+
+/* A thread takes a quarter of what is left of a share: none has much more to do than the others
+ * when the others are done. */
+START_TEST(spans_get_shorter) {
+    work *w = malloc(sizeof(*w));
+    ck_assert_ptr_nonnull(w);
+    kvc__pool *pool = start(2);
+    for (int round = 0; round < 100; round++) {
+        memset(w, 0, sizeof *w);
+        kvc__pool_run(pool, 80, note_span, w);
+        uint32_t most = 0, single = 0;
+        for (uint32_t i = 0; i < 80; i++) {
+            ck_assert_uint_ge(w->seen[i], 1);
+            most = w->seen[i] > most ? w->seen[i] : most;
+            single += w->seen[i] == 1;
+        }
+        ck_assert_uint_eq(most, 10); /* a quarter of a half */
+        ck_assert_uint_ge(single, 2);
+    }
+    stop(pool);
+    pool = start(1);
+    kvc__pool_run(pool, 80, note_span, w);
+    ck_assert_uint_eq(w->seen[0], 80);
+    stop(pool);
+    free(w);
+}
+END_TEST
 
 START_TEST(every_item_is_done_once) {
     static const uint32_t counts[] = {1, 2, 3, 4, 5, 6, 17, 64, MOST_ITEMS};
@@ -122,11 +176,11 @@ START_TEST(runs_back_to_back_do_not_mix) {
     uint32_t want[2][MOST_ITEMS] = {{0}};
     for (uint32_t round = 0; round < 4000; round++) {
         uint32_t n = round * 7 % 13;
-        kvc__pool_run(pool, n, round % 5 < 2 ? do_slow_item : do_item, &w[round % 2]);
+        run_items(pool, n, round % 5 < 2 ? do_slow_item : do_item, &w[round % 2]);
         for (uint32_t i = 0; i < n; i++) {
             want[round % 2][i]++;
         }
-        kvc__pool_run(pool, round % 3, do_nothing, NULL);
+        run_items(pool, round % 3, do_nothing, NULL);
     }
     ck_assert_mem_eq(w[0].seen, want[0], sizeof(want[0]));
     ck_assert_mem_eq(w[1].seen, want[1], sizeof(want[1]));
@@ -145,7 +199,7 @@ START_TEST(more_items_than_a_share_can_name) {
     atomic_uint *seen = calloc(MANY, sizeof *seen);
     ck_assert_ptr_nonnull(seen);
     kvc__pool *pool = start(thread_counts[_i]);
-    kvc__pool_run(pool, MANY, count_item, seen);
+    run_items(pool, MANY, count_item, seen);
     for (uint32_t i = 0; i < MANY; i++) {
         ck_assert_uint_eq(atomic_load(&seen[i]), 1);
     }
@@ -177,7 +231,7 @@ START_TEST(a_single_item_runs_on_the_caller) {
     kvc__pool *pool = start(thread_counts[_i]);
     callers c = {.caller = pthread_self()};
     for (int i = 0; i < 500000; i++) {
-        kvc__pool_run(pool, 1, note_caller, &c);
+        run_items(pool, 1, note_caller, &c);
     }
     ck_assert_uint_eq(c.n_run, 500000);
     ck_assert_uint_eq(c.n_other, 0);
@@ -189,7 +243,7 @@ START_TEST(twenty_thousand_empty_runs_take_under_a_second) {
     kvc__pool *pool = start(thread_counts[_i]);
     uint64_t before = kvc__clock_ns();
     for (int i = 0; i < 20000; i++) {
-        kvc__pool_run(pool, 2, do_nothing, NULL);
+        run_items(pool, 2, do_nothing, NULL);
     }
     uint64_t ns = kvc__clock_ns() - before;
     ck_assert(SLOW || ns < 1000000000u);
@@ -239,7 +293,7 @@ START_TEST(threads_work_at_the_same_time_also_after_sleep) {
         struct timespec t = {.tv_nsec = 5000000};
         nanosleep(&t, NULL);
         meeting m = {0, 0};
-        kvc__pool_run(pool, 2, meet, &m);
+        run_items(pool, 2, meet, &m);
         ck_assert_uint_eq(atomic_load(&m.n_met), 2);
     }
     stop(pool);
@@ -269,7 +323,7 @@ static void outer_item(void *arg, uint32_t item, uint32_t thread) {
     inner in = {n, pthread_self()};
     (void)item;
     (void)thread;
-    kvc__pool_run(n->pool, 5, inner_item, &in);
+    run_items(n->pool, 5, inner_item, &in);
 }
 
 /* It stays on the thread that began it, and the outer run goes on. */
@@ -278,7 +332,7 @@ START_TEST(a_run_inside_a_run_stays_with_its_caller) {
     ck_assert_ptr_nonnull(w);
     nest n = {.pool = start(thread_counts[_i])};
     for (int round = 0; round < 500; round++) {
-        kvc__pool_run(n.pool, 7, outer_item, &n);
+        run_items(n.pool, 7, outer_item, &n);
     }
     ck_assert_uint_eq(atomic_load(&n.n_inner), 500 * 7 * 5);
     ck_assert_uint_eq(atomic_load(&n.n_strange), 0);
@@ -295,7 +349,7 @@ static void *run_beside(void *arg) {
     for (int round = 0; round < 500; round++) {
         memset(w, 0, sizeof(*w));
         w->n_thread = kvc__pool_n_thread(pool);
-        kvc__pool_run(pool, 9, do_slow_item, w);
+        run_items(pool, 9, do_slow_item, w);
         for (uint32_t i = 0; i < 9; i++) {
             ck_assert_uint_eq(w->seen[i], 1);
         }
@@ -395,7 +449,7 @@ START_TEST(workers_take_no_signals_and_compute_like_the_caller) {
     memset(&m, 0, sizeof(m));
     uint32_t saved = kvc__fp_enter();
     kvc__pool *pool = start(2);
-    kvc__pool_run(pool, 2, read_mask, &m);
+    run_items(pool, 2, read_mask, &m);
     stop(pool);
     kvc__fp_leave(saved);
     ck_assert_int_eq(m.term_blocked[0], 0);
@@ -427,6 +481,7 @@ static Suite *pool_suite(void) {
     Suite *s = suite_create("pool");
     TCase *t = tcase_create("runs");
     tcase_set_timeout(t, 60);
+    tcase_add_test(t, spans_get_shorter);
     tcase_add_loop_test(t, every_item_is_done_once, 0, N_THREAD_COUNT);
     tcase_add_loop_test(t, runs_back_to_back_do_not_mix, 0, N_THREAD_COUNT);
     tcase_add_loop_test(t, more_items_than_a_share_can_name, 0, N_THREAD_COUNT);
