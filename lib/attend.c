@@ -598,12 +598,10 @@ static uint32_t heads_of_item(const kvc__attend *a, uint32_t first) {
     return n < heads ? n : heads;
 }
 
-/* Item i of the n blocks from `first` on, which are of one piece: (range, heads, block). */
-static void take_range(kvc__attend *a, uint32_t first, uint32_t n, uint32_t i, uint32_t thread) {
-    const uint32_t heads = a->model->hp.n_head_kv, split = split_blocks(a, first, n);
-    const uint32_t each = heads_of_item(a, first), n_head = (heads + each - 1) / each;
-    const uint32_t head = i / split % n_head * each, place = i / split / n_head;
-    const kvc__block *b = &a->block[first + i % split];
+/* The range at a place of a block for `take` heads; with a tier of the n blocks from b on, which
+ * are of one piece. */
+static void attend_range(kvc__attend *a, const kvc__block *b, uint32_t n, uint32_t place,
+                         uint32_t head, uint32_t take, uint32_t thread) {
     const kvc__piece *p = &a->piece[b->piece];
     struct job j = {.a = a,
                     .p = p,
@@ -618,8 +616,17 @@ static void take_range(kvc__attend *a, uint32_t first, uint32_t n, uint32_t i, u
     if (p->store->pager != NULL) {
         attend_pinned(&j, b, n, head);
     } else {
-        attend_block(&j, b, head, heads - head < each ? heads - head : each);
+        attend_block(&j, b, head, take);
     }
+}
+
+/* Item i of the n blocks from `first` on, which are of one piece: (range, heads, block). */
+static void take_range(kvc__attend *a, uint32_t first, uint32_t n, uint32_t i, uint32_t thread) {
+    const uint32_t heads = a->model->hp.n_head_kv, split = split_blocks(a, first, n);
+    const uint32_t each = heads_of_item(a, first), n_head = (heads + each - 1) / each;
+    const uint32_t head = i / split % n_head * each;
+    attend_range(a, &a->block[first + i % split], n, i / split / n_head, head,
+                 heads - head < each ? heads - head : each, thread);
 }
 
 static void ranges_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
@@ -880,6 +887,34 @@ static int32_t find_ranges(kvc__attend *a, const kvc__piece *p) {
     return KVC_OK;
 }
 
+/* Items are heads of the one block, which has one token and one range: all three phases. */
+static void whole_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
+    kvc__attend *a = arg;
+    for (uint32_t head = first; head < end; head++) {
+        take_rows(a, 0, head);
+        attend_range(a, &a->block[0], 1, 0, head, 1, thread);
+        merge_head(a, 0, head, thread);
+    }
+}
+
+/* One token that sees little: what a head needs is done by one thread, for a crossing would cost as
+ * much as a phase. False when it isn't so, and nothing was done. */
+static bool attend_short(kvc__attend *a) {
+    const kvc__piece *p = &a->piece[0];
+    size_t part = 0, prob = 0;
+    if (a->n_piece != 1 || p->n != 1 || p->status < 0 || p->store->pager != NULL || observes(p)) {
+        return false;
+    }
+    add_blocks(a, 0, &part, &prob);
+    const bool is_short = a->block[0].n_range == 1;
+    if (is_short) {
+        kvc__pool_run(a->pool, a->model->hp.n_head_kv, whole_span, a);
+        collect_failures(a);
+    }
+    a->n_block = 0;
+    return is_short;
+}
+
 void kvc__attend_run(kvc__attend *a, uint32_t layer) {
     const uint32_t heads = a->model->hp.n_head_kv;
     uint32_t rows = 0;
@@ -896,6 +931,9 @@ void kvc__attend_run(kvc__attend *a, uint32_t layer) {
             p->call = call_name[CALL_VISIBLE];
             p->head = 0;
         }
+    }
+    if (attend_short(a)) {
+        return;
     }
     run_items(a, a->n_piece * heads, rows <= 2, rows_span);
     collect_failures(a);
