@@ -6,8 +6,7 @@
 #ifndef KVC_KERN_MM_H
 #define KVC_KERN_MM_H
 
-#define MM_AHEAD     4096u /* bytes that weights are fetched ahead of use */
-#define MM_AHEAD_ONE 2048u /* the same with one token */
+#define MM_AHEAD 4096u /* bytes that weights are fetched ahead of use */
 
 /* ---- blocks of quantised weights; mat.h has their layouts. A block is 32 columns of 16 rows. */
 
@@ -131,17 +130,13 @@ INLINE vi mm_values(uint32_t type, const uint8_t *body, uint32_t i) {
     return bits > 4 ? vi_xor(v, mm_upper(type, body, i)) : v;
 }
 
-/* Asks for a block ahead of use. With one token the core's own reading ahead keeps up, but for the
- * borders of its pages, where it starts anew each time: one line a block takes it over them, and
- * more lines cost more than they bring. With several tokens it falls behind the gaps that
- * arithmetic makes, so all lines are asked for. */
-INLINE void mm_fetch(uint32_t type, uint32_t n_tok, const uint8_t *w) {
-    if (n_tok == 1) {
-        vec_prefetch(w + MM_AHEAD_ONE);
-        return;
-    }
-    UNROLL for (uint32_t i = 0; i < mm_block_bytes(type); i += 64) {
-        vec_prefetch(w + MM_AHEAD + i);
+/* Asks for a block's lines. With one token the core's own reading ahead keeps up, and asking for as
+ * little as one line a block cost a tenth of the time; with more tokens it falls behind the gaps
+ * that arithmetic makes. */
+INLINE void mm_fetch(uint32_t type, const uint8_t *w) {
+    UNROLL
+    for (uint32_t i = 0; i < mm_block_bytes(type); i += 64) {
+        vec_prefetch(w + i);
     }
 }
 
@@ -263,6 +258,7 @@ INLINE void mm_q_tile(uint32_t type, uint32_t n_tok, const uint8_t *w, uint32_t 
                       const kvc__act *a, uint32_t t0, float *out, size_t out_stride,
                       uint32_t n_row) {
     const size_t stride = a->n_col / KVC__BLOCK;
+    const bool ahead = n_tok > 1 && t0 == 0;
     const int8_t *q = a->q + (size_t)t0 * a->n_col;
     const float *d = a->d + t0 * stride;
     const int32_t *sum = a->sum + 2 * t0 * stride;
@@ -273,8 +269,8 @@ INLINE void mm_q_tile(uint32_t type, uint32_t n_tok, const uint8_t *w, uint32_t 
     }
     for (uint32_t b = 0; b < n_block; b += mm_shared(type)) {
         for (uint32_t s = 0; s < mm_shared(type); s++, q += KVC__BLOCK, d++, sum += 2) {
-            if (t0 == 0) {
-                mm_fetch(type, n_tok, w + (size_t)s * mm_block_bytes(type));
+            if (ahead) {
+                mm_fetch(type, w + (size_t)s * mm_block_bytes(type) + MM_AHEAD);
             }
             mm_q_block(type, n_tok, w, s, a, q, d, sum, acc, accm);
         }
