@@ -220,8 +220,9 @@ static int32_t truncate(void *self, int32_t pos) {
 /* ---------------------------------------------------------------- the choice */
 
 /* The greatest that q·k can be in each of WIDE blocks: an element of q that is positive meets the
- * greatest of the keys, one that is negative the least. */
-static void score_blocks(const float *bound, const float *q, uint32_t dim, float out[WIDE]) {
+ * greatest of the keys, one that is negative the least. On its own, gcc 12 makes vectors of it. */
+__attribute__((noinline)) static void score_blocks(const float *bound, const float *q, uint32_t dim,
+                                                   float out[WIDE]) {
     float acc[WIDE] = {0};
     for (uint32_t d = 0; d < dim; d++, bound += 2 * WIDE) {
         const float x = q[d], *limit = x < 0 ? bound + WIDE : bound;
@@ -232,24 +233,36 @@ static void score_blocks(const float *bound, const float *q, uint32_t dim, float
     memcpy(out, acc, sizeof acc);
 }
 
-/* score[] of pages [first, end): the best of their blocks for any head of the group. What isn't a
- * number counts as infinite. */
+/* The same for any of n_q queries. What isn't a number counts as infinite. */
+static void best_of_blocks(const float *bound, const float *q, uint32_t n_q, uint32_t dim,
+                           float best[WIDE]) {
+    for (uint32_t w = 0; w < WIDE; w++) {
+        best[w] = -INFINITY;
+    }
+    for (uint32_t h = 0; h < n_q; h++) {
+        float score[WIDE];
+        score_blocks(bound, q + (size_t)h * dim, dim, score);
+        for (uint32_t w = 0; w < WIDE; w++) {
+            best[w] = score[w] <= best[w] ? best[w] : isnan(score[w]) ? INFINITY : score[w];
+        }
+    }
+}
+
+/* score[] of pages [first, end): the best of their blocks for any head of the group. */
 static void score_pages(const quest *q, const layer *y, lane *l, const float *query, uint32_t first,
                         uint32_t end) {
+    float score[WIDE];
+    uint32_t b = first * q->n_block, wide = UINT32_MAX;
     for (uint32_t i = first; i < end; i++) {
-        l->score[i] = -INFINITY;
-    }
-    for (uint32_t b = first * q->n_block / WIDE * WIDE; b < end * q->n_block; b += WIDE) {
-        for (uint32_t h = 0; h < y->n_group; h++) {
-            float score[WIDE];
-            score_blocks(bound_at(l, y->dim, b), query + (size_t)h * y->dim, y->dim, score);
-            for (uint32_t w = 0; w < WIDE; w++) {
-                const uint32_t i = (b + w) / q->n_block;
-                if (i >= first && i < end && !(score[w] <= l->score[i])) {
-                    l->score[i] = isnan(score[w]) ? INFINITY : score[w];
-                }
+        float best = -INFINITY;
+        for (const uint32_t stop = b + q->n_block; b < stop; b++) {
+            if (b / WIDE != wide) {
+                wide = b / WIDE;
+                best_of_blocks(bound_at(l, y->dim, wide * WIDE), query, y->n_group, y->dim, score);
             }
+            best = score[b % WIDE] > best ? score[b % WIDE] : best;
         }
+        l->score[i] = best;
     }
 }
 
