@@ -170,13 +170,13 @@ static uint32_t split_blocks(const kvc__attend *a, uint32_t first, uint32_t n) {
     return a->piece[a->block[first].piece].store->pager != NULL ? 1 : n;
 }
 
-/* Heads of an item: many when it decodes and there is work for all threads nevertheless; one where
- * what is kept of a page serves one head. */
+/* Heads of an item: many when it decodes and all ranges together are work for all threads
+ * nevertheless; one where what is kept of a page serves one head. */
 static uint32_t heads_of_item(const kvc__attend *a, uint32_t first) {
     const kvc__block *b = &a->block[first];
     const kvc__piece *p = &a->piece[b->piece];
     const uint32_t heads = a->model->hp.n_head_kv;
-    const uint32_t n = heads * b->n_range / (4 * kvc__pool_n_thread(a->pool));
+    const uint32_t n = heads * a->n_range / (4 * kvc__pool_n_thread(a->pool));
     if (b->n > 1 || p->store->pager != NULL || observes(p) || n < 1) {
         return 1;
     }
@@ -337,6 +337,10 @@ static void run_items(kvc__attend *a, uint32_t n, bool small, kvc__pool_fn fn) {
 static void flush_blocks(kvc__attend *a) {
     const uint32_t heads = a->model->hp.n_head_kv;
     uint32_t items = 0, rows = 0, results = 0; /* results: of ranges, for each head */
+    a->n_range = 0;
+    for (uint32_t i = 0; i < a->n_block; i++) {
+        a->n_range += a->block[i].n_range;
+    }
     for (uint32_t first = 0, n; first < a->n_block; first += n) {
         n = kvc__attend_same_piece(a, first);
         const uint32_t each = heads_of_item(a, first);

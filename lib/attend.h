@@ -85,6 +85,7 @@ typedef struct kvc__attend {
     uint32_t n_piece, layer;
     kvc__block *block; /* [n_batch] */
     uint32_t n_block;
+    uint32_t n_range; /* of all blocks */
     kvc_range *range; /* [n_batch][KVC_MAX_RANGES + 1] */
     uint32_t *n_rng;  /* [n_batch] */
     uint64_t *sel;    /* [n_batch][n_head_kv][max_word], when a session selects */
