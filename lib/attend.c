@@ -176,7 +176,7 @@ static uint32_t heads_of_item(const kvc__attend *a, uint32_t first) {
     const kvc__block *b = &a->block[first];
     const kvc__piece *p = &a->piece[b->piece];
     const uint32_t heads = a->model->hp.n_head_kv;
-    const uint32_t n = heads * a->n_range / (4 * kvc__pool_n_thread(a->pool));
+    const uint32_t n = heads * a->n_range / kvc__pool_n_thread(a->pool);
     if (b->n > 1 || p->store->pager != NULL || observes(p) || n < 1) {
         return 1;
     }
