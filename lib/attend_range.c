@@ -77,17 +77,22 @@ static kvc__attend_thread *scratch(const struct job *j) {
     return &j->a->thread[j->thread];
 }
 
+/* A sealed page as its codec is given it. */
+static kvc_page page_of(const struct job *j, const struct view *v) {
+    return (kvc_page){.struct_size = sizeof(kvc_page),
+                      .layer = j->a->layer,
+                      .head = j->head,
+                      .n = v->n,
+                      .bytes = v->bytes};
+}
+
 static int32_t score_page(const struct job *j, const struct view *v, const float *q, float *s) {
     if (v->open) {
         const kvc__lane *l = kvc__store_lane(j->p->store, j->a->layer, j->head);
         j->a->kern->score(j->sh->open_type, l->open_k, j->sh->dim_k, q, j->rows, s, KVC_PAGE);
         return KVC_OK;
     }
-    kvc_page page = {.struct_size = sizeof page,
-                     .layer = j->a->layer,
-                     .head = j->head,
-                     .n = v->n,
-                     .bytes = v->bytes};
+    const kvc_page page = page_of(j, v);
     return kvc__codec_score(&j->p->stack->codec, &page, q, j->rows, s, &scratch(j)->codec);
 }
 
@@ -99,11 +104,7 @@ static int32_t mix_page(const struct job *j, const struct view *v) {
                         j->out.acc);
         return KVC_OK;
     }
-    kvc_page page = {.struct_size = sizeof page,
-                     .layer = j->a->layer,
-                     .head = j->head,
-                     .n = v->n,
-                     .bytes = v->bytes};
+    const kvc_page page = page_of(j, v);
     return kvc__codec_mix(&j->p->stack->codec, &page, e, j->rows, j->out.acc, &scratch(j)->codec);
 }
 

@@ -478,7 +478,7 @@ INLINE void mm_f_groups(uint32_t type, uint32_t n_grp, const kvc__mat *w, uint32
 INLINE void mm_f_plain(uint32_t type, const kvc__mat *w, uint32_t g, uint32_t g1, const kvc__act *a,
                        float *out, size_t out_stride) {
     for (; a->n <= 4 && g + KVC__MM_F_GROUPS <= g1; g += KVC__MM_F_GROUPS) {
-        mm_f_groups(type, 4, w, g, w->data + g * w->stride, a, out, out_stride);
+        mm_f_groups(type, KVC__MM_F_GROUPS, w, g, w->data + g * w->stride, a, out, out_stride);
     }
     for (; g < g1; g++) {
         mm_f_groups(type, 1, w, g, w->data + g * w->stride, a, out, out_stride);
@@ -486,12 +486,12 @@ INLINE void mm_f_plain(uint32_t type, const kvc__mat *w, uint32_t g, uint32_t g1
 }
 
 /* Quantised weights for at most 4 tokens: block by block through a buffer that stays in the first
- * cache. n_grp is 1 or 4. */
+ * cache. n_grp is 1 or KVC__MM_F_GROUPS. */
 INLINE void mm_f_blocks(uint32_t n_grp, const kvc__mat *w, uint32_t g, const kvc__act *a,
                         float *out, size_t out_stride) {
     const uint8_t *data = w->data + g * w->stride;
     float acc[16 * 16] = {0};
-    float buf[4][KVC__BLOCK * 16];
+    float buf[KVC__MM_F_GROUPS][KVC__BLOCK * 16];
     for (uint32_t b = 0; b < w->n_col / KVC__BLOCK; b++) {
         for (uint32_t i = 0; i < n_grp; i++) {
             mm_block_floats(w->type, data + i * w->stride, b, buf[i]);
@@ -505,7 +505,7 @@ INLINE void mm_f_blocks(uint32_t n_grp, const kvc__mat *w, uint32_t g, const kvc
 static void mm_f_quantised(const kvc__mat *w, uint32_t g, uint32_t g1, const kvc__act *a,
                            float *out, size_t out_stride, float *tile) {
     for (; a->n <= 4 && g + KVC__MM_F_GROUPS <= g1; g += KVC__MM_F_GROUPS) {
-        mm_f_blocks(4, w, g, a, out, out_stride);
+        mm_f_blocks(KVC__MM_F_GROUPS, w, g, a, out, out_stride);
     }
     for (; a->n <= 4 && g < g1; g++) {
         mm_f_blocks(1, w, g, a, out, out_stride);

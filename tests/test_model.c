@@ -315,6 +315,9 @@ START_TEST(weights_are_the_files) {
             (void)snprintf(name, sizeof name, "blk.%u.%s.weight", il, mats[i].name);
             check_rows(mats[i].mat, name);
         }
+        const kvc__mat *gate = &m->layer[il].gate, *up = &m->layer[il].up;
+        ck_assert_ptr_eq(up->data, gate->data + gate->group_bytes); /* as they are read */
+        ck_assert_uint_eq(up->stride, 2 * gate->group_bytes);
         (void)snprintf(name, sizeof name, "blk.%u.attn_norm.weight", il);
         ck_assert_mem_eq(m->layer[il].attn_norm, kvc__gguf_tensor_find(&source, name)->data, 256);
         (void)snprintf(name, sizeof name, "blk.%u.ffn_norm.weight", il);
