@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * test_quest.c: the policy quest, linked in, against the paper's rule written plainly: it is shown
- * a store of small whole numbers, of which sums are exact in any order, so the pages it chooses
- * must be the very ones. Then whole sessions: all pages are `full`, chosen pages alone are brought.
+ * a store of small whole numbers, of which sums are exact in any order, and a host that packs
+ * without rounding, so the pages it chooses must be the very ones. Then whole sessions: all pages
+ * are `full`, chosen pages alone are brought.
  */
 #include "engine_util.h"
 #include "top.h"
@@ -26,6 +27,7 @@ static struct {
     int64_t balance;      /* bytes held */
     int allocations_left; /* until one fails; negative: none does */
     bool no_store, no_math;
+    uint32_t most_dim; /* of rows that can be packed */
     char said[256];
 } w;
 
@@ -108,7 +110,56 @@ static uint32_t w_top(void *ctx, const float *score, uint32_t n, uint32_t n_top,
     return kvc__top(score, n, n_top, index);
 }
 
-static const kvc_host_math math = {.struct_size = sizeof math, .top = w_top};
+/* Packed rows are the rows: what is tested is the rule, not the rounding. */
+
+static int32_t w_check(void *ctx, const kvc_packing *p) {
+    (void)ctx;
+    ck_assert_uint_eq(p->struct_size, sizeof *p);
+    return p->dim % 4 == 0 && p->dim <= w.most_dim
+               ? KVC_OK
+               : w_fail(ctx, KVC_E_UNSUPPORTED, "rows can't be packed");
+}
+
+static size_t w_bytes(void *ctx, const kvc_packing *p) {
+    (void)ctx;
+    return sizeof(float) * KVC_PAGE * p->dim;
+}
+
+static void w_pack(void *ctx, const kvc_packing *p, const float *rows, uint32_t stride, void *dst) {
+    (void)ctx;
+    ck_assert_uint_eq((uintptr_t)dst % 16, 0);
+    for (uint32_t i = 0; i < KVC_PAGE; i++) {
+        memcpy((float *)dst + (size_t)i * p->dim, rows + (size_t)i * stride, p->dim * sizeof *rows);
+    }
+}
+
+static void w_move(void *ctx, const kvc_packing *p, void *dst, uint32_t to, const void *src,
+                   uint32_t from) {
+    (void)ctx;
+    ck_assert(to < KVC_PAGE && from < KVC_PAGE);
+    memcpy((float *)dst + (size_t)to * p->dim, (const float *)src + (size_t)from * p->dim,
+           p->dim * sizeof(float));
+}
+
+static void w_score(void *ctx, const kvc_packing *p, const void *src, const float *q, uint32_t n_q,
+                    float *s) {
+    (void)ctx;
+    for (uint32_t i = 0; i < n_q * KVC_PAGE; i++) {
+        const float *k = (const float *)src + (size_t)(i % KVC_PAGE) * p->dim;
+        s[i] = 0;
+        for (uint32_t d = 0; d < p->dim; d++) {
+            s[i] += q[(size_t)(i / KVC_PAGE) * p->dim + d] * k[d];
+        }
+    }
+}
+
+static const kvc_host_math math = {.struct_size = sizeof math,
+                                   .check = w_check,
+                                   .bytes = w_bytes,
+                                   .pack_k = w_pack,
+                                   .move_k = w_move,
+                                   .score = w_score,
+                                   .top = w_top};
 
 static const void *w_extension(void *ctx, const char *id) {
     (void)ctx;
@@ -172,6 +223,7 @@ static void world(uint32_t n_layer, uint32_t n_head, uint32_t n_group, uint32_t 
     w.fail_status = KVC_OK;
     w.allocations_left = -1;
     w.no_store = w.no_math = false;
+    w.most_dim = 1024;
     w.n_ctx = N_PAGE * KVC_PAGE;
     for (uint32_t i = 0; i < n_layer * n_head * w.n_ctx; i++) {
         float *k = w.key[i / w.n_ctx / n_head][i / w.n_ctx % n_head][i % w.n_ctx];
@@ -483,6 +535,11 @@ START_TEST(what_it_refuses) {
     ck_assert_int_eq(make(v, &self), KVC_E_UNSUPPORTED);
     drop(self);
     w.no_math = false;
+    w.most_dim = 12; /* two bounds of 8 elements are 16 */
+    ck_assert_int_eq(make(v, &self), KVC_E_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(w.said, "can't be packed"));
+    drop(self);
+    w.most_dim = 16;
     int n = 0;
     for (int32_t rc = KVC_E_NOMEM; rc == KVC_E_NOMEM; n++) {
         w.allocations_left = n;
