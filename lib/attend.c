@@ -486,6 +486,7 @@ void kvc__attend_run(kvc__attend *a, uint32_t layer) {
     const uint32_t heads = a->model->hp.n_head_kv;
     uint32_t rows = 0;
     size_t part = 0, prob = 0;
+    bool chooses = false;
     a->layer = layer;
     for (uint32_t i = 0; i < a->n_piece; i++) {
         kvc__piece *p = &a->piece[i];
@@ -493,6 +494,7 @@ void kvc__attend_run(kvc__attend *a, uint32_t layer) {
             atomic_store(&a->failed[(size_t)i * heads + h], 0);
         }
         rows += p->n;
+        chooses |= p->stack->select != NULL;
         if (p->status == KVC_OK && find_ranges(a, p) < 0) {
             p->status = KVC_E_POLICY;
             p->call = call_name[CALL_VISIBLE];
@@ -502,7 +504,7 @@ void kvc__attend_run(kvc__attend *a, uint32_t layer) {
     if (attend_short(a)) {
         return;
     }
-    run_items(a, a->n_piece * heads, rows <= 2, rows_span);
+    run_items(a, a->n_piece * heads, rows <= 2 && !chooses, rows_span);
     collect_failures(a);
     for (uint32_t i = 0; i < a->n_piece; i++) {
         if (a->piece[i].status == KVC_OK) {
