@@ -176,11 +176,12 @@ static uint32_t heads_of_item(const kvc__attend *a, uint32_t first) {
     const kvc__block *b = &a->block[first];
     const kvc__piece *p = &a->piece[b->piece];
     const uint32_t heads = a->model->hp.n_head_kv;
+    const uint32_t most = heads < KVC__ITEM_HEADS ? heads : KVC__ITEM_HEADS;
     const uint32_t n = heads * a->n_range / kvc__pool_n_thread(a->pool);
     if (b->n > 1 || p->store->pager != NULL || observes(p) || n < 1) {
         return 1;
     }
-    return n < heads ? n : heads;
+    return n < most ? n : most;
 }
 
 /* Item i of the n blocks from `first` on, which are of one piece: (range, heads, block). */

@@ -78,12 +78,12 @@ static kvc__attend_thread *scratch(const struct job *j) {
 }
 
 /* A sealed page as its codec is given it. */
-static kvc_page page_of(const struct job *j, const struct view *v) {
+static kvc_page page_of(const struct job *j, const uint8_t *bytes, uint32_t n) {
     return (kvc_page){.struct_size = sizeof(kvc_page),
                       .layer = j->a->layer,
                       .head = j->head,
-                      .n = v->n,
-                      .bytes = v->bytes};
+                      .n = n,
+                      .bytes = bytes};
 }
 
 static int32_t score_page(const struct job *j, const struct view *v, const float *q, float *s) {
@@ -92,7 +92,7 @@ static int32_t score_page(const struct job *j, const struct view *v, const float
         j->a->kern->score(j->sh->open_type, l->open_k, j->sh->dim_k, q, j->rows, s, KVC_PAGE);
         return KVC_OK;
     }
-    const kvc_page page = page_of(j, v);
+    const kvc_page page = page_of(j, v->bytes, v->n);
     return kvc__codec_score(&j->p->stack->codec, &page, q, j->rows, s, &scratch(j)->codec);
 }
 
@@ -104,7 +104,7 @@ static int32_t mix_page(const struct job *j, const struct view *v) {
                         j->out.acc);
         return KVC_OK;
     }
-    const kvc_page page = page_of(j, v);
+    const kvc_page page = page_of(j, v->bytes, v->n);
     return kvc__codec_mix(&j->p->stack->codec, &page, e, j->rows, j->out.acc, &scratch(j)->codec);
 }
 
@@ -272,7 +272,52 @@ static void level_pages(const struct job *j) {
     }
 }
 
-/* Page `at` of the range: scores, exponentials, mix. */
+/* The bytes of a page that all tokens of the block see in full, which most are; NULL: it isn't one,
+ * or isn't in memory. */
+static const uint8_t *whole_page(const struct job *j, uint32_t head, uint32_t page) {
+    const kvc__attend *a = j->a;
+    const kvc__store *s = j->p->store;
+    const kvc__lane *l = kvc__store_lane(s, a->layer, head);
+    if (page >= l->n_page || j->p->stack->positions == KVC_POSITIONS_CACHE) {
+        return NULL;
+    }
+    const kvc__ref *ref = &l->page[page];
+    if (ref->moved != 0 || ref->live != ~(uint64_t)0) {
+        return NULL;
+    }
+    for (uint32_t row = j->p->row0 + j->b->t0; row < j->p->row0 + j->b->t0 + j->b->n; row++) {
+        const kvc_range *r = a->range + (size_t)row * (KVC_MAX_RANGES + 1);
+        uint32_t x = 0;
+        while (x < a->n_rng[row] &&
+               (r[x].first > ref->pos0 || ref->pos0 > r[x].end - (int32_t)KVC_PAGE)) {
+            x++;
+        }
+        const bool read = j->p->stack->select == NULL ||
+                          (kvc__attend_sel_at(a, row, head)[page / 64] >> (page % 64) & 1) != 0;
+        if (x == a->n_rng[row] || !read) {
+            return NULL;
+        }
+    }
+    return kvc__store_page(s, a->layer, ref);
+}
+
+/* Such a page, number `at` of the range: scores, exponentials, mix. */
+static int32_t attend_whole(const struct job *j, uint32_t at, const uint8_t *bytes, int *call) {
+    const kvc__codec *codec = &j->p->stack->codec;
+    const kvc_page page = page_of(j, bytes, KVC_PAGE);
+    const float *q = qrot_at(j->a, j->head, j->p->row0 + j->b->t0);
+    *call = CALL_SCORE;
+    KVC_TRY(kvc__codec_score(codec, &page, q, j->rows, scratch(j)->s, &scratch(j)->codec));
+    kvc__cap_scores(j->a->kern, j->sh, scratch(j)->s, j->rows);
+    soften_rows(j);
+    if (observes(j->p)) {
+        keep_page(j, at, true);
+    }
+    *call = CALL_MIX;
+    return kvc__codec_mix(codec, &page, scratch(j)->s, j->rows, j->out.acc, &scratch(j)->codec);
+}
+
+/* Any page of the range. */
 static int32_t attend_page(struct job *j, uint32_t at, int *call) {
     const uint32_t page = j->range * KVC__RANGE_PAGES + at;
     struct view v;
@@ -305,14 +350,20 @@ static void take_head(struct job *j, uint32_t head) {
 }
 
 /* The range of n heads, page by page in the order in which they most often lie in memory: jumps
- * cost more than reading. A head that fails is left, and doesn't hold up the others. */
+ * cost more than reading. Where the pages are is found out for all of them in front, since those
+ * loads don't wait for each other, while the kernels' in between would wait for them. A head that
+ * fails is left, and doesn't hold up the others. */
 static void attend_block(struct job *j, const kvc__block *b, uint32_t head, uint32_t n) {
     const uint32_t heads = j->a->model->hp.n_head_kv;
+    const uint8_t *whole[KVC__ITEM_HEADS][KVC__RANGE_PAGES];
     j->b = b;
     j->rows = b->n * j->group;
     for (uint32_t h = head; h < head + n; h++) {
         take_head(j, h);
         begin_rows(j);
+        for (uint32_t at = 0; at < KVC__RANGE_PAGES; at++) {
+            whole[h - head][at] = whole_page(j, h, j->range * KVC__RANGE_PAGES + at);
+        }
     }
     for (uint32_t at = 0; at < KVC__RANGE_PAGES; at++) {
         for (uint32_t h = head; h < head + n; h++) {
@@ -321,7 +372,9 @@ static void attend_block(struct job *j, const kvc__block *b, uint32_t head, uint
                 continue;
             }
             take_head(j, h);
-            const int32_t rc = attend_page(j, at, &call);
+            const uint8_t *bytes = whole[h - head][at];
+            const int32_t rc =
+                bytes != NULL ? attend_whole(j, at, bytes, &call) : attend_page(j, at, &call);
             if (rc != KVC_OK) {
                 note_failure(j->a, b->piece, h, rc < 0 ? rc : KVC_E_POLICY, call);
             }
