@@ -104,7 +104,7 @@ static void gated_span(void *arg, uint32_t first, uint32_t end, uint32_t thread)
         p->gate(p->out[0] + at, p->out[1] + at, n);
         if (p->gated != NULL) {
             const size_t block = at / KVC__BLOCK;
-            p->kern->quantize(p->out[0] + at, n, p->gated->q + at, p->gated->d + block,
+            p->kern->quantize(p->out[0] + at, n, p->gated->q + at, p->gated->d + 2 * block,
                               p->gated->sum + 2 * block);
         }
     }
@@ -192,7 +192,7 @@ static void each_row(struct rows *r) {
 static void quantise_row(struct rows *r, uint32_t i) {
     const size_t w = r->width, blocks = w / KVC__BLOCK;
     if (r->quantise) {
-        r->m->kern->quantize(r->y + i * w, r->width, r->act.q + i * w, r->act.d + i * blocks,
+        r->m->kern->quantize(r->y + i * w, r->width, r->act.q + i * w, r->act.d + i * 2 * blocks,
                              r->act.sum + i * 2 * blocks);
     }
 }
@@ -681,7 +681,7 @@ static int32_t work_create(kvc_model *m, kvc__err *err) {
     for (uint32_t i = 0; i < 2; i++) {
         kvc__act *a = &w->rounded[i];
         a->q = kvc__alloc_n(&m->mem, n * w->widest, 1);
-        a->d = kvc__alloc_n(&m->mem, n * w->widest / 32, sizeof(float));
+        a->d = kvc__alloc_n(&m->mem, n * w->widest / 16, sizeof(float));
         a->sum = kvc__alloc_n(&m->mem, n * w->widest / 16, sizeof(int32_t));
         held &= a->q != NULL && a->d != NULL && a->sum != NULL;
     }
@@ -725,7 +725,7 @@ void kvc__work_free(kvc_model *model) {
     kvc__free(m, w->up, n * hp->n_ff * f);
     for (uint32_t i = 0; i < 2; i++) {
         kvc__free(m, w->rounded[i].q, n * w->widest);
-        kvc__free(m, w->rounded[i].d, n * w->widest / 32 * f);
+        kvc__free(m, w->rounded[i].d, n * w->widest / 16 * f);
         kvc__free(m, w->rounded[i].sum, n * w->widest / 16 * sizeof(int32_t));
     }
     kvc__free(m, w->tile, w->tile_floats * kvc__pool_n_thread(model->pool) * f);

@@ -34,7 +34,7 @@ typedef struct kvc__kern {
      * mm_q (quantised types): blocks of 32 ascending; acc = fma(scale * da, (float)isum, acc), isum
      * the exact integer sum of value × q over the block; of Q6_K acc = fma(d * da, (float)(sc[0] *
      * isum[0] + sc[1] * isum[1]), acc), exact in the parentheses. Types with a min also accm =
-     * fma(min, da * (float)sum, accm). y = acc, or acc + accm.
+     * fma(min, da * (float)sum, accm), da * (float)sum once for all rows. y = acc, or acc + accm.
      *
      * mm_f (all types): w as float, which is exact but for the last sum (scale * value, or
      * fma(scale, value, min)), columns ascending, acc = fma(w, x, acc). tile: scratch of
@@ -43,9 +43,9 @@ typedef struct kvc__kern {
                  size_t out_stride);
     void (*mm_f)(const kvc__mat *w, uint32_t g0, uint32_t g1, const kvc__act *a, float *out,
                  size_t out_stride, float *tile);
-    /* Rounds a row to int8 in blocks of 32: d = amax / 127; q = nearest-even(x * (127 / amax)), 0
-     * where amax is 0 or not finite; sum[2b] of q over block b, sum[2b + 1] over its first 16. n a
-     * multiple of 32. */
+    /* Rounds a row to int8 in blocks of 32: q = nearest-even(x * (127 / amax)), 0 where amax is 0
+     * or not finite; sum[2b] of q over block b, sum[2b + 1] over its first 16; d[2b] = amax / 127,
+     * d[2b + 1] = d[2b] * (float)sum[2b]. n a multiple of 32. */
     void (*quantize)(const float *x, uint32_t n, int8_t *q, float *d, int32_t *sum);
 
     /* ---- rows */

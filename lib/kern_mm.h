@@ -243,11 +243,10 @@ INLINE void mm_q_block(uint32_t type, uint32_t n_tok, const uint8_t *w, uint32_t
         mm_q_dots(type, step, body, q + t * a->n_col, a->n_col, sum + 2 * t * stride, 2 * stride,
                   dot);
         UNROLL for (uint32_t u = t; u < t + step; u++) {
-            float da = d[u * stride];
-            acc[u] = vf_fma(vf_mul(dw, vf_set1(da)), dot[u - t], acc[u]);
+            const float *da = d + 2 * u * stride;
+            acc[u] = vf_fma(vf_mul(dw, vf_set1(da[0])), dot[u - t], acc[u]);
             if (mm_has_min(type)) {
-                vf x = vf_set1(da * (float)sum[2 * u * stride]);
-                accm[u] = vf_fma(mm_min(type, w, s), x, accm[u]);
+                accm[u] = vf_fma(mm_min(type, w, s), vf_set1(da[1]), accm[u]);
             }
         }
     }
@@ -260,7 +259,7 @@ INLINE void mm_q_tile(uint32_t type, uint32_t n_tok, const uint8_t *w, uint32_t 
     const size_t stride = a->n_col / KVC__BLOCK;
     const bool ahead = n_tok > 1 && t0 == 0;
     const int8_t *q = a->q + (size_t)t0 * a->n_col;
-    const float *d = a->d + t0 * stride;
+    const float *d = a->d + 2 * t0 * stride;
     const int32_t *sum = a->sum + 2 * t0 * stride;
     vf acc[MM_Q_TOKENS], accm[MM_Q_TOKENS];
     UNROLL for (uint32_t t = 0; t < n_tok; t++) {
@@ -268,7 +267,7 @@ INLINE void mm_q_tile(uint32_t type, uint32_t n_tok, const uint8_t *w, uint32_t 
         accm[t] = vf_zero();
     }
     for (uint32_t b = 0; b < n_block; b += mm_shared(type)) {
-        for (uint32_t s = 0; s < mm_shared(type); s++, q += KVC__BLOCK, d++, sum += 2) {
+        for (uint32_t s = 0; s < mm_shared(type); s++, q += KVC__BLOCK, d += 2, sum += 2) {
             if (ahead) {
                 mm_fetch(type, w + (size_t)s * mm_block_bytes(type) + MM_AHEAD);
             }

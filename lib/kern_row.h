@@ -46,9 +46,10 @@ static void quantize(const float *x, uint32_t n, int8_t *q, float *d, int32_t *s
         vi q1 = row_round(x1, inverse, bits);
         vi_store_s8_n(q, q0, 16);
         vi_store_s8_n(q + 16, q1, 16);
-        d[b] = amax / 127.0f;
         sum[2 * b + 1] = vi_sum(q0);
         sum[2 * b] = sum[2 * b + 1] + vi_sum(q1);
+        d[2 * b] = amax / 127.0f;
+        d[2 * b + 1] = d[2 * b] * (float)sum[2 * b];
     }
 }
 

@@ -244,7 +244,7 @@ int main(int argc, char **argv) {
     j.act = (kvc__act){.n_col = N_COL, .f_stride = N_COL};
     j.act.f = room((size_t)MANY * N_COL * 4);
     j.act.q = room((size_t)MANY * N_COL);
-    j.act.d = room((size_t)MANY * N_COL / 8);
+    j.act.d = room((size_t)MANY * N_COL / 4);
     j.act.sum = room((size_t)MANY * N_COL / 4);
     printf("level   what       rows   1 thread 2 threads     1 thread 2 threads\n");
     bench_level(&j);

@@ -51,7 +51,7 @@ static void say(const char *what, const char *of, const float *x, size_t n) {
 /* ---- weights */
 
 static void say_products(const kvc__kern *k, const kvc__mat *m, const char *name, float *out) {
-    float *x = room((size_t)N_TOK * N_COL * sizeof *x), *d = room((size_t)N_TOK * N_COL / 8);
+    float *x = room((size_t)N_TOK * N_COL * sizeof *x), *d = room((size_t)N_TOK * N_COL / 4);
     float *tile = room(kvc__tile_bytes(m));
     int8_t *q = room((size_t)N_TOK * N_COL);
     int32_t *sum = room((size_t)N_TOK * N_COL / 4);
@@ -60,7 +60,7 @@ static void say_products(const kvc__kern *k, const kvc__mat *m, const char *name
     util_fill(&seed, x, (size_t)N_TOK * N_COL, 2.0f);
     for (uint32_t t = 0; t < N_TOK; t++) {
         const size_t at = (size_t)t * N_COL;
-        k->quantize(x + at, N_COL, q + at, d + at / 32, sum + at / 16);
+        k->quantize(x + at, N_COL, q + at, d + at / 16, sum + at / 16);
     }
     k->mm_f(m, 0, m->n_group, &a, out, N_ROW, tile);
     say("product", name, out, (size_t)N_TOK * N_ROW);

@@ -185,13 +185,13 @@ START_TEST(quantize_rounds_blocks) {
     uint64_t seed = 2;
     for (uint32_t round = 0; round < 300; round++) {
         int8_t q[N_LEVEL][96];
-        float d[N_LEVEL][3], x[96];
+        float d[N_LEVEL][6], x[96];
         int32_t sum[N_LEVEL][6];
         fill_kind(&seed, x, 96, round);
         EACH_LEVEL(l, k) {
             k->quantize(x, 96, q[l], d[l], sum[l]);
             ck_assert_mem_eq(q[l], q[0], sizeof q[0]);
-            util_same(d[l], d[0], 3);
+            util_same(d[l], d[0], 6);
             ck_assert_mem_eq(sum[l], sum[0], sizeof sum[0]);
         }
         for (uint32_t b = 0; b < 3; b++) {
@@ -206,7 +206,8 @@ START_TEST(quantize_rounds_blocks) {
             ck_assert_int_eq(total, sum[0][2 * b]);
             ck_assert_int_eq(first, sum[0][2 * b + 1]);
             const float f = finite && amax > 0 && isfinite(127.0f / amax) ? 127.0f / amax : 0.0f;
-            util_check(!finite || d[0][b] == amax / 127.0f);
+            util_check(!finite || d[0][2 * b] == amax / 127.0f);
+            util_check(!finite || d[0][2 * b + 1] == d[0][2 * b] * (float)total);
             for (uint32_t i = 32 * b; i < 32 * b + 32; i++) {
                 util_check(q[0][i] == (f > 0 ? (int)rint((double)(x[i] * f)) : 0));
             }

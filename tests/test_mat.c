@@ -161,11 +161,11 @@ static void tokens_make(tokens *t, uint64_t *seed, uint32_t n, uint32_t n_col, c
     *t = (tokens){.f = malloc(n * stride * sizeof(float))};
     t->a = (kvc__act){.n = n, .n_col = n_col, .f = t->f, .f_stride = stride};
     t->a.q = malloc((size_t)n * n_col);
-    t->a.d = malloc(n * blocks * sizeof(float));
+    t->a.d = malloc(2 * n * blocks * sizeof(float));
     t->a.sum = malloc(2 * n * blocks * sizeof(int32_t));
     util_fill(seed, t->f, n * stride, 2.0f);
     for (uint32_t i = 0; i < n && n_col % 32 == 0; i++) {
-        k->quantize(t->f + i * stride, n_col, t->a.q + (size_t)i * n_col, t->a.d + i * blocks,
+        k->quantize(t->f + i * stride, n_col, t->a.q + (size_t)i * n_col, t->a.d + 2 * i * blocks,
                     t->a.sum + 2 * i * blocks);
     }
 }
@@ -184,7 +184,7 @@ static kvc__act one_token(const kvc__act *a, uint32_t t) {
     one.n = 1;
     one.f += t * a->f_stride;
     one.q += (size_t)t * a->n_col;
-    one.d += t * blocks;
+    one.d += 2 * t * blocks;
     one.sum += 2 * t * blocks;
     return one;
 }
@@ -194,7 +194,7 @@ static float exact_q(const fixture *f, const kvc__act *a, uint32_t t, uint32_t r
     const uint32_t blocks = a->n_col / 32;
     float acc = 0.0f, accm = 0.0f;
     for (uint32_t b = 0; b < blocks; b++) {
-        const float da = a->d[t * blocks + b];
+        const float da = a->d[2 * (t * blocks + b)];
         int32_t isum = 0, sum = 0;
         weight w = {0};
         for (uint32_t c = 32 * b; c < 32 * b + 32; c++) {
@@ -370,6 +370,7 @@ static void check_extremes(const kvc__kern *k, uint32_t type, bool ones, int8_t 
     for (uint32_t b = 0; b < 9 * 8; b++) {
         t.a.sum[2 * b] = q * 32;
         t.a.sum[2 * b + 1] = q * 16;
+        t.a.d[2 * b + 1] = t.a.d[2 * b] * (float)(q * 32);
     }
     check_product(k, 1, &f, &t.a);
     tokens_drop(&t);
@@ -498,7 +499,7 @@ static void check_against_reading(const kvc__kern *k, const kvc__mat *m, const k
         double sum = 0, size = 0;
         kvc__mat_row(read, r, row);
         for (uint32_t c = 0; c < m->n_col; c++) {
-            const double x = (double)t.a.d[c / 32] * t.a.q[c];
+            const double x = (double)t.a.d[c / 32 * 2] * t.a.q[c];
             sum += x * (double)row[c];
             size += fabs(x * (double)row[c]);
         }
