@@ -272,36 +272,38 @@ static void level_pages(const struct job *j) {
     }
 }
 
-/* The bytes of a page that all tokens of the block see in full, which most are; NULL: it isn't one,
- * or isn't in memory. */
-static const uint8_t *whole_page(const struct job *j, uint32_t head, uint32_t page) {
+/* What is known of a page before it is read: that no token of the block sees any of it, that all
+ * see it in full and where its bytes are, or neither. Most are one of the first two. */
+struct look {
+    bool seen;
+    const uint8_t *whole; /* NULL: not in full, or not in memory */
+};
+
+static struct look look_at(const struct job *j, uint32_t head, uint32_t page) {
     const kvc__attend *a = j->a;
     const kvc__store *s = j->p->store;
     const kvc__lane *l = kvc__store_lane(s, a->layer, head);
-    if (page >= l->n_page || j->p->stack->positions == KVC_POSITIONS_CACHE) {
-        return NULL;
+    if (page >= l->n_page || l->page[page].moved != 0) {
+        return (struct look){.seen = page <= l->n_page};
     }
     const kvc__ref *ref = &l->page[page];
-    if (ref->moved != 0 || ref->live != ~(uint64_t)0) {
-        return NULL;
-    }
+    const int32_t first = ref->pos0, end = ref->pos0 + ref->n;
+    bool seen = false, whole = ref->live == ~(uint64_t)0;
     for (uint32_t row = j->p->row0 + j->b->t0; row < j->p->row0 + j->b->t0 + j->b->n; row++) {
         const kvc_range *r = a->range + (size_t)row * (KVC_MAX_RANGES + 1);
-        uint32_t x = 0;
-        while (x < a->n_rng[row] &&
-               (r[x].first > ref->pos0 || ref->pos0 > r[x].end - (int32_t)KVC_PAGE)) {
-            x++;
+        bool covers = false;
+        for (uint32_t x = 0; x < a->n_rng[row]; x++) {
+            covers |= r[x].first <= first && end <= r[x].end;
+            seen |= r[x].first < end && first < r[x].end;
         }
-        const bool read = j->p->stack->select == NULL ||
-                          (kvc__attend_sel_at(a, row, head)[page / 64] >> (page % 64) & 1) != 0;
-        if (x == a->n_rng[row] || !read) {
-            return NULL;
-        }
+        whole &= covers && (j->p->stack->select == NULL ||
+                            (kvc__attend_sel_at(a, row, head)[page / 64] >> (page % 64) & 1) != 0);
     }
-    return kvc__store_page(s, a->layer, ref);
+    whole &= j->p->stack->positions != KVC_POSITIONS_CACHE;
+    return (struct look){seen, whole ? kvc__store_page(s, a->layer, ref) : NULL};
 }
 
-/* Such a page, number `at` of the range: scores, exponentials, mix. */
+/* A page that is seen in full, number `at` of the range: scores, exponentials, mix. */
 static int32_t attend_whole(const struct job *j, uint32_t at, const uint8_t *bytes, int *call) {
     const kvc__codec *codec = &j->p->stack->codec;
     const kvc_page page = page_of(j, bytes, KVC_PAGE);
@@ -318,11 +320,11 @@ static int32_t attend_whole(const struct job *j, uint32_t at, const uint8_t *byt
 }
 
 /* Any page of the range. */
-static int32_t attend_page(struct job *j, uint32_t at, int *call) {
+static int32_t attend_page(struct job *j, uint32_t at, bool may_be_seen, int *call) {
     const uint32_t page = j->range * KVC__RANGE_PAGES + at;
     struct view v;
     bool seen = false;
-    if (page <= kvc__store_lane(j->p->store, j->a->layer, j->head)->n_page) {
+    if (may_be_seen) {
         view_page(j->p->store, j->a->layer, j->head, page, &v);
         KVC_TRY(score_seen(j, &v, page, at, &seen, call));
     }
@@ -355,14 +357,14 @@ static void take_head(struct job *j, uint32_t head) {
  * fails is left, and doesn't hold up the others. */
 static void attend_block(struct job *j, const kvc__block *b, uint32_t head, uint32_t n) {
     const uint32_t heads = j->a->model->hp.n_head_kv;
-    const uint8_t *whole[KVC__ITEM_HEADS][KVC__RANGE_PAGES];
+    struct look look[KVC__ITEM_HEADS][KVC__RANGE_PAGES];
     j->b = b;
     j->rows = b->n * j->group;
     for (uint32_t h = head; h < head + n; h++) {
         take_head(j, h);
         begin_rows(j);
         for (uint32_t at = 0; at < KVC__RANGE_PAGES; at++) {
-            whole[h - head][at] = whole_page(j, h, j->range * KVC__RANGE_PAGES + at);
+            look[h - head][at] = look_at(j, h, j->range * KVC__RANGE_PAGES + at);
         }
     }
     for (uint32_t at = 0; at < KVC__RANGE_PAGES; at++) {
@@ -372,9 +374,9 @@ static void attend_block(struct job *j, const kvc__block *b, uint32_t head, uint
                 continue;
             }
             take_head(j, h);
-            const uint8_t *bytes = whole[h - head][at];
-            const int32_t rc =
-                bytes != NULL ? attend_whole(j, at, bytes, &call) : attend_page(j, at, &call);
+            const struct look x = look[h - head][at];
+            const int32_t rc = x.whole != NULL ? attend_whole(j, at, x.whole, &call)
+                                               : attend_page(j, at, x.seen, &call);
             if (rc != KVC_OK) {
                 note_failure(j->a, b->piece, h, rc < 0 ? rc : KVC_E_POLICY, call);
             }
