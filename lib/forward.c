@@ -26,8 +26,6 @@ struct product {
     float *add;                                             /* what out[0] is added to, or NULL */
     void (*gate)(float *gate, const float *up, uint32_t n); /* of gated products */
     kvc__act *gated; /* what they give, rounded to int8; NULL: floats are enough */
-    const kvc_model *model;
-    void (*ahead)(const kvc_model *model, uint32_t layer); /* as in kvc__work */
 };
 
 /* Rows of w in its groups [g0, g1). */
@@ -59,16 +57,8 @@ static void run_groups(const struct product *p, uint32_t i, uint32_t g0, uint32_
     }
 }
 
-/* One thread asks for what comes behind a product. */
-static void begin_product(const struct product *p, uint32_t first) {
-    if (first == 0 && p->ahead != NULL) {
-        p->ahead(p->model, p->model->work->ahead_layer);
-    }
-}
-
 static void product_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
     const struct product *p = arg;
-    begin_product(p, first);
     for (uint32_t i = 0; first < end; i++) {
         const uint32_t stop = end < p->first[i + 1] ? end : p->first[i + 1];
         if (first >= stop) {
@@ -90,7 +80,6 @@ static void product_span(void *arg, uint32_t first, uint32_t end, uint32_t threa
 static void gated_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
     const struct product *p = arg;
     const kvc__mat *w = p->w[0];
-    begin_product(p, first);
     const uint32_t g0 = first * p->unit;
     const uint32_t g1 = end * p->unit < w->n_group ? end * p->unit : w->n_group;
     for (uint32_t g = g0; g < g1; g += p->step) {
@@ -114,8 +103,6 @@ static void gated_span(void *arg, uint32_t first, uint32_t end, uint32_t thread)
 static struct product product_of(kvc_model *m, const kvc__act *act, bool quantised, uint32_t n,
                                  const kvc__mat *const *w, float *const *out) {
     struct product p = {.kern = m->kern,
-                        .model = m,
-                        .ahead = m->work->ahead,
                         .quantised = quantised,
                         .act = act,
                         .unit = 1,
@@ -123,7 +110,6 @@ static struct product product_of(kvc_model *m, const kvc__act *act, bool quantis
                         .tile = m->work->tile,
                         .group = m->work->group,
                         .tile_floats = m->work->tile_floats};
-    m->work->ahead = NULL;
     for (uint32_t i = 0; i < n; i++) {
         p.w[i] = w[i];
         p.out[i] = out[i];
@@ -455,43 +441,6 @@ static void attend_layer(kvc_model *m, uint32_t layer, kvc__part *part, uint32_t
 
 /* ---------------------------------------------------------------- a layer, and the whole */
 
-/* What stands between two products is short, and would spend most of its time waiting for memory:
- * these ask for what it needs while the product in front of it is computed. */
-
-static void ahead_ffn_norm(const kvc_model *m, uint32_t layer) {
-    kvc__fetch(m->layer[layer].ffn_norm, m->hp.n_embd * sizeof(float), false);
-}
-
-static void ahead_attn_norm(const kvc_model *m, uint32_t layer) {
-    kvc__fetch(layer < m->hp.n_layer ? m->layer[layer].attn_norm : m->out_norm,
-               m->hp.n_embd * sizeof(float), false);
-}
-
-static void ahead_lanes(const kvc_model *m, uint32_t layer) {
-    if (layer == m->hp.n_layer) {
-        return;
-    }
-    kvc__fetch(&m->layer[layer], sizeof m->layer[layer], false);
-    for (const kvc__part *p = m->work->part; p < m->work->part + m->work->n_part; p++) {
-        if (p->n == 1) {
-            kvc__store_fetch_lanes(p->store, layer);
-        }
-    }
-}
-
-static void ahead_rows(const kvc_model *m, uint32_t layer) {
-    for (const kvc__part *p = m->work->part; p < m->work->part + m->work->n_part; p++) {
-        if (p->n == 1) {
-            kvc__store_fetch_rows(p->store, layer);
-        }
-    }
-}
-
-static void ahead(kvc_model *m, void (*fn)(const kvc_model *m, uint32_t layer), uint32_t layer) {
-    m->work->ahead = fn;
-    m->work->ahead_layer = layer;
-}
-
 static void layer_attention(kvc_model *m, uint32_t il, uint32_t n_part, uint32_t n,
                             uint32_t compute) {
     kvc__work *w = m->work;
@@ -501,7 +450,6 @@ static void layer_attention(kvc_model *m, uint32_t il, uint32_t n_part, uint32_t
     float *const to[] = {w->attend.q, w->attend.k, w->attend.v};
     struct rows r = rows_of(m, n, hp->n_embd, w->x, w->h, wants_int8(compute, 3, qkv));
     norm(&r, l->attn_norm);
-    ahead(m, ahead_rows, il);
     multiply(m, &r.act, r.quantise, 3, qkv, to, NULL);
     finish_projections(m, n, l);
 
@@ -512,7 +460,6 @@ static void layer_attention(kvc_model *m, uint32_t il, uint32_t n_part, uint32_t
     r = rows_of(m, n, hp->n_head * hp->dim_v, NULL, w->attend.out, wants_int8(compute, 1, o));
     r.fn = quantise_row;
     each_row(&r);
-    ahead(m, ahead_ffn_norm, il);
     multiply(m, &r.act, r.quantise, 1, o, &w->h, l->attn_post == NULL ? w->x : NULL);
     add_normed(m, n, w->x, w->h, l->attn_post);
 }
@@ -530,10 +477,8 @@ static void layer_feed_forward(kvc_model *m, uint32_t il, uint32_t n, uint32_t c
     gated.n_col = hp->n_ff;
     gated.f = w->gate;
     gated.f_stride = hp->n_ff;
-    ahead(m, ahead_lanes, il + 1);
     multiply_gated(m, &r.act, r.quantise, gate_up, (float *const[]){w->gate, w->up},
                    rounds ? &gated : NULL);
-    ahead(m, ahead_attn_norm, il + 1);
     multiply(m, &gated, rounds, 1, down, &w->h, l->ffn_post == NULL ? w->x : NULL);
     add_normed(m, n, w->x, w->h, l->ffn_post);
 }
@@ -618,7 +563,6 @@ static bool any_left(kvc__part *part, uint32_t n_part) {
 void kvc__forward(kvc_model *m, uint32_t n_part, uint32_t compute) {
     kvc__work *w = m->work;
     uint32_t n = 0;
-    w->n_part = n_part;
     for (uint32_t i = 0; i < n_part; i++) {
         w->part[i].row0 = n;
         w->part[i].status = KVC_OK;

@@ -52,7 +52,6 @@ typedef struct kvc__part {
 typedef struct kvc__work {
     kvc__attend attend;
     kvc__part *part;     /* [n_batch] */
-    uint32_t n_part;     /* of the present batch */
     int32_t *want;       /* [n_batch] */
     float *x;            /* [n_batch][n_embd] the residual stream */
     float *h;            /* [n_batch][n_embd] normed, or a branch's output */
@@ -63,9 +62,6 @@ typedef struct kvc__work {
     float *group;        /* as tile: one that is packed in use, or NULL: all are packed */
     float *logits;       /* [KVC__HEAD_ROWS][n_vocab] for rows of several sessions */
     size_t tile_floats, widest;
-    /* What the next product does before anything else: asks for what comes behind it. */
-    void (*ahead)(const kvc_model *model, uint32_t layer);
-    uint32_t ahead_layer;
     uint64_t attention_ns, policy_ns;
 } kvc__work;
 

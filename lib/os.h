@@ -78,15 +78,5 @@ const char *kvc__env(const char *name);
 int kvc__thread_start(pthread_t *out, void *(*fn)(void *), void *arg);
 /** Tells the core that this thread spins. */
 void kvc__pause(void);
-/** Asks for the lines that hold n bytes from p on, which need not exist, without waiting. */
-static inline void kvc__fetch(const void *p, size_t n, bool write) {
-    for (size_t at = 0; at < n; at += 64) {
-        if (write) {
-            __builtin_prefetch((const char *)p + at, 1);
-        } else {
-            __builtin_prefetch((const char *)p + at);
-        }
-    }
-}
 
 #endif

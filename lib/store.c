@@ -262,25 +262,6 @@ void kvc__store_free_page(kvc__store *s, uint32_t layer, kvc__lane *l, uint32_t 
 
 /* ---------------------------------------------------------------- growing */
 
-void kvc__store_fetch_lanes(const kvc__store *s, uint32_t layer) {
-    kvc__fetch(&s->stack->shape[layer], sizeof *s->stack->shape, false);
-    kvc__fetch(&s->lane[s->lane0[layer]], (s->lane0[layer + 1] - s->lane0[layer]) * sizeof *s->lane,
-               true);
-}
-
-void kvc__store_fetch_rows(const kvc__store *s, uint32_t layer) {
-    const kvc__page_shape *sh = &s->stack->shape[layer];
-    const size_t column = sh->open_k_bytes / sh->dim_k, row = sh->open_v_bytes / KVC_PAGE;
-    for (uint32_t i = s->lane0[layer]; i < s->lane0[layer + 1]; i++) {
-        const kvc__lane *l = &s->lane[i];
-        const uint8_t *k = l->open_k + l->open_n * (column / KVC_PAGE);
-        for (uint32_t d = 0; d < sh->dim_k; d++) {
-            kvc__fetch(k + d * column, 1, true);
-        }
-        kvc__fetch(l->open_v + l->open_n * row, row, true);
-    }
-}
-
 void kvc__store_append(kvc__store *s, uint32_t layer, uint32_t head, uint32_t n, int32_t pos0,
                        const float *k, size_t k_stride, const float *v, size_t v_stride) {
     kvc__lane *l = kvc__store_lane(s, layer, head);

@@ -108,10 +108,6 @@ uint32_t kvc__store_positions(const kvc__store *s, uint32_t lane, uint32_t i, in
 /** Column col of entry 0 of page index i. NULL without columns. */
 float *kvc__store_column(const kvc__store *s, uint32_t lane, uint32_t col, uint32_t i);
 
-/** Asks the memory for what a row of the layer needs: first for what says where the heads' rows
- * are, some time later for the lines that the next row of each is written to. [decode] */
-void kvc__store_fetch_lanes(const kvc__store *s, uint32_t layer);
-void kvc__store_fetch_rows(const kvc__store *s, uint32_t layer);
 /** Appends n rows at positions pos0 … to a lane's open page, which has room. k[n, dim_k], v[n,
  * dim_v]. [worker] */
 void kvc__store_append(kvc__store *s, uint32_t layer, uint32_t head, uint32_t n, int32_t pos0,
