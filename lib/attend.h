@@ -108,6 +108,12 @@ static inline uint64_t *kvc__attend_sel_at(const kvc__attend *a, uint32_t row, u
     return a->sel + ((size_t)row * a->model->hp.n_head_kv + head) * a->max_word;
 }
 
+/** Whether the query of a row reads a sealed page of a head, as far as select() says. */
+static inline bool kvc__attend_selected(const kvc__attend *a, uint32_t row, uint32_t head,
+                                        uint32_t page) {
+    return (kvc__attend_sel_at(a, row, head)[page / 64] >> (page % 64) & 1) != 0;
+}
+
 /** Blocks of the same piece that follow block `first`, itself included. */
 static inline uint32_t kvc__attend_same_piece(const kvc__attend *a, uint32_t first) {
     uint32_t n = 1;

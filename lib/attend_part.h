@@ -82,7 +82,8 @@ static inline void note_failure(kvc__attend *a, uint32_t piece, uint32_t head, i
 #define KVC__ITEM_HEADS 16u /* heads that are taken together, at most */
 
 /* Scores, exponentials and mix of the range at a place of a block, for `take` heads from `head` on;
- * with a tier for one head of the n blocks from b on, which are of one piece. */
+ * with a tier for one head of the n blocks from b on, which are of one piece. take is at most
+ * KVC__ITEM_HEADS. */
 void kvc__attend_range(kvc__attend *a, const kvc__block *b, uint32_t n, uint32_t place,
                        uint32_t head, uint32_t take, uint32_t thread);
 

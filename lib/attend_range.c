@@ -178,7 +178,7 @@ static int32_t page_masks(const struct job *j, const struct view *v, uint32_t pa
             m |= gone ? 0 : mask_range(v, rng[x]);
         }
         if (j->p->stack->select != NULL && !v->open &&
-            (kvc__attend_sel_at(a, row, j->head)[page / 64] >> (page % 64) & 1) == 0) {
+            !kvc__attend_selected(a, row, j->head, page)) {
             m = 0;
         }
         mask[t] = m;
@@ -288,16 +288,19 @@ static struct look look_at(const struct job *j, uint32_t head, uint32_t page) {
     }
     const kvc__ref *ref = &l->page[page];
     const int32_t first = ref->pos0, end = ref->pos0 + ref->n;
+    /* Whoever sees a page that was given up is told so, whether it is read or not. */
+    const bool all = j->p->stack->select == NULL || ref->slot == KVC__NO_SLOT;
     bool seen = false, whole = ref->live == ~(uint64_t)0;
     for (uint32_t row = j->p->row0 + j->b->t0; row < j->p->row0 + j->b->t0 + j->b->n; row++) {
         const kvc_range *r = a->range + (size_t)row * (KVC_MAX_RANGES + 1);
-        bool covers = false;
+        bool covers = false, meets = false;
         for (uint32_t x = 0; x < a->n_rng[row]; x++) {
             covers |= r[x].first <= first && end <= r[x].end;
-            seen |= r[x].first < end && first < r[x].end;
+            meets |= r[x].first < end && first < r[x].end;
         }
-        whole &= covers && (j->p->stack->select == NULL ||
-                            (kvc__attend_sel_at(a, row, head)[page / 64] >> (page % 64) & 1) != 0);
+        const bool read = meets && (all || kvc__attend_selected(a, row, head, page));
+        seen |= read;
+        whole &= read && covers;
     }
     whole &= j->p->stack->positions != KVC_POSITIONS_CACHE;
     return (struct look){seen, whole ? kvc__store_page(s, a->layer, ref) : NULL};

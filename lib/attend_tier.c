@@ -10,8 +10,7 @@ static bool is_read(const kvc__attend *a, const kvc__block *b, uint32_t n_block,
     const kvc__piece *p = &a->piece[b->piece];
     for (uint32_t row = p->row0 + b->t0; row < p->row0 + b[n_block - 1].t0 + b[n_block - 1].n;
          row++) {
-        if (p->stack->select != NULL &&
-            (kvc__attend_sel_at(a, row, head)[page / 64] >> (page % 64) & 1) == 0) {
+        if (p->stack->select != NULL && !kvc__attend_selected(a, row, head, page)) {
             continue;
         }
         const kvc_range *r = a->range + (size_t)row * (KVC_MAX_RANGES + 1);

@@ -34,7 +34,8 @@ typedef struct kvc__kern {
      * mm_q (quantised types): blocks of 32 ascending; acc = fma(scale * da, (float)isum, acc), isum
      * the exact integer sum of value × q over the block; of Q6_K acc = fma(d * da, (float)(sc[0] *
      * isum[0] + sc[1] * isum[1]), acc), exact in the parentheses. Types with a min also accm =
-     * fma(min, da * (float)sum, accm), da * (float)sum once for all rows. y = acc, or acc + accm.
+     * fma(min, da * (float)sum, accm); that product is d[2b + 1] of quantize(). y = acc, or acc +
+     * accm.
      *
      * mm_f (all types): w as float, which is exact but for the last sum (scale * value, or
      * fma(scale, value, min)), columns ascending, acc = fma(w, x, acc). tile: scratch of

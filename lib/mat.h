@@ -58,8 +58,8 @@ typedef struct kvc__act {
     uint32_t n_col; /* a multiple of 4; blocks of 32 when quantised */
     const float *f; /* [n, n_col], f_stride floats apart */
     size_t f_stride;
-    int8_t *q; /* [n, n_col] dense */
-    float *d;  /* [n, n_col / 32, 2] scale of each block, absolute maximum / 127; times its sum */
+    int8_t *q;    /* [n, n_col] dense */
+    float *d;     /* [n, n_col / 32, 2] a block's scale, absolute maximum / 127; scale × sum */
     int32_t *sum; /* [n, n_col / 32, 2] sum of q over the block, and over its first 16 columns */
 } kvc__act;
 

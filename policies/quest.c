@@ -11,8 +11,10 @@
  *
  * A block's bounds are one row of packed keys: its greatest elements, behind them its least, as
  * int8 with a scale. What it promises is the dot of that row with the query's positive elements
- * and, behind them, its negative ones. A token at 8000 reads 5 MB of them on that model, a quarter
- * of what floats take; the figures above are the same for both.
+ * and, behind them, its negative ones. Rounded like that they bound q·k only nearly, the less so
+ * the more one element of a key outweighs the others; on that model bounds as floats, measured
+ * beside them, gave the figures above too. A token at 8000 reads 5 MB of bounds, a quarter of what
+ * floats take.
  *
  * Bounds are a function of what the store holds. They are taken of a page when it has been sealed,
  * and by an instance that has none yet (a fork, a session that was loaded) of all pages before the
@@ -95,7 +97,7 @@ typedef struct lane {
     uint64_t n_selected, n_skipped;
 } lane;
 
-/* Room to work in, for each head of whatever layer is at it. */
+/* Scratch of one head; layers take turns. */
 typedef struct room {
     float *key;      /* [KVC_PAGE, dim] of the page that is looked at */
     float *row;      /* [KVC_PAGE, packing.dim] bounds of its blocks, then zeros */
@@ -163,17 +165,21 @@ static int32_t read_keys(const quest *q, uint32_t head, float *k) {
     return rc < 0 ? rc : n;
 }
 
-/* One head of the page that is looked at now. A page that was freed is seen by no query. */
-static void bound_head(void *self, uint32_t index) {
+/* One head of the page that is looked at now. A page that was freed is seen by no query, so it
+ * needs no bounds. */
+static void bound_head(void *self, uint32_t head) {
     const quest *q = self;
     const layer *y = &q->layer[q->now.layer];
-    const lane *l = &q->lane[y->lane + index];
-    room *r = &q->room[index];
+    const lane *l = &q->lane[y->lane + head];
+    room *r = &q->room[head];
     const uint32_t rows = KVC_PAGE / q->n_block, to = q->now.page * q->n_block % KVC_PAGE;
     uint8_t *bound = l->bound + q->now.page * q->n_block / KVC_PAGE * y->size;
-    const int32_t n = read_keys(q, index, r->key);
+    const int32_t n = read_keys(q, head, r->key);
     r->status = n < 0 ? n : KVC_OK;
-    for (uint32_t b = 0; b < q->n_block && n == KVC_PAGE; b++) {
+    if (n != KVC_PAGE) {
+        return;
+    }
+    for (uint32_t b = 0; b < q->n_block; b++) {
         bound_block(y, r->row + (size_t)b * y->packing.dim, r->key + (size_t)b * rows * y->dim,
                     rows);
     }
@@ -246,12 +252,12 @@ static void split_query(const layer *y, const float *q, float *out) {
     }
 }
 
-/* The best of each block's scores, of any head of the group, into the first head's. What isn't a
- * number counts as infinite. */
+/* The best of each block's scores, of any head of the group, into the first head's. What isn't
+ * finite counts as infinite: of keys that aren't, packed bounds have but that they aren't. */
 static void best_of_group(float *score, uint32_t n_group) {
     for (uint32_t i = 0; i < n_group; i++) {
         for (uint32_t b = 0; b < KVC_PAGE; b++) {
-            const float x = score[i * KVC_PAGE + b], y = isnan(x) ? INFINITY : x;
+            const float x = score[i * KVC_PAGE + b], y = isfinite(x) ? x : INFINITY;
             score[b] = y > score[b] || i == 0 ? y : score[b];
         }
     }
@@ -348,7 +354,7 @@ static void *part(quest *q, size_t n, size_t size) {
 
 /* Gives lanes and heads their parts. */
 static void parts_set(quest *q) {
-    uint32_t n_group = 0, dim = 0;
+    uint32_t n_group = 0, dim = 0, wide = 0;
     size_t size = 0;
     q->n_data = 0;
     for (uint32_t i = 0; i < q->n_layer; i++) {
@@ -359,15 +365,16 @@ static void parts_set(quest *q) {
             q->lane[j].score = part(q, q->n_page, sizeof(float));
         }
         n_group = y->n_group > n_group ? y->n_group : n_group;
-        dim = y->packing.dim > dim ? y->packing.dim : dim;
+        dim = y->dim > dim ? y->dim : dim;
+        wide = y->packing.dim > wide ? y->packing.dim : wide;
         size = y->size > size ? y->size : size;
     }
     for (uint32_t i = 0; i < q->n_room; i++) {
         room *r = &q->room[i];
         r->key = part(q, (size_t)KVC_PAGE * dim, sizeof(float));
-        r->row = part(q, (size_t)KVC_PAGE * dim, sizeof(float));
+        r->row = part(q, (size_t)KVC_PAGE * wide, sizeof(float));
         r->packed = part(q, 1, size);
-        r->query = part(q, (size_t)n_group * dim, sizeof(float));
+        r->query = part(q, (size_t)n_group * wide, sizeof(float));
         r->score = part(q, (size_t)n_group * KVC_PAGE, sizeof(float));
     }
 }
@@ -387,11 +394,12 @@ static int32_t layers_set(quest *q, const kvc_shape *shape, int64_t dense) {
                                  .dim = (2 * s->dim_k + 3) / 4 * 4,
                                  .bits = 8,
                                  .group_entry = 1}};
-        const int32_t rc = q->math->check(q->host->ctx, &y->packing);
-        if (rc < 0) {
-            return rc;
+        if (y->dense == 0 && q->math->check(q->host->ctx, &y->packing) < 0) {
+            return q->host->fail(q->host->ctx, KVC_E_UNSUPPORTED,
+                                 "quest: this host can't pack the bounds of heads as wide as this "
+                                 "model's; use dense=LAYERS, or a policy without bounds");
         }
-        y->size = q->math->bytes(q->host->ctx, &y->packing);
+        y->size = y->dense == 0 ? q->math->bytes(q->host->ctx, &y->packing) : 0;
         q->n_lane += s->n_head_kv;
         q->n_room = s->n_head_kv > q->n_room ? s->n_head_kv : q->n_room;
     }

@@ -294,6 +294,7 @@ SUITE = {
     "tiny-untied.gguf": "--type Q8_0 --untied",
     "tiny-mqa80.gguf": "--type F16 --head-dim 80 --kv-heads 1",
     "tiny-kv.gguf": "--type F32 --value-dim 48",
+    "tiny-heads.gguf": "--type F16 --heads 20 --kv-heads 20 --head-dim 16 --layers 1",
     "tiny-rot16.gguf": "--type F32 --rope-dim 16",
     "tiny-deep.gguf": "--type F16 --layers 5",
 }

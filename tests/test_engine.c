@@ -67,11 +67,9 @@ struct grid {
     float *base, *other;
 };
 
-static void grid_open(struct grid *g, int i) {
-    const size_t n = (size_t)i;
-    g->compute = n % 2 == 0 ? "f32" : "int8";
-    g->spec = specs[n / 2 % N_SPEC];
-    g->m = util_model(models[n / 2 / N_SPEC], 1, 0);
+/* Runs its tokens in one call. */
+static void grid_base(struct grid *g, const char *model) {
+    g->m = util_model(model, 1, 0);
     g->n_vocab = util_vocab(g->m);
     util_tokens(g->token, N, g->n_vocab, 7);
     g->base = calloc(ROWS * g->n_vocab, sizeof *g->base);
@@ -79,6 +77,13 @@ static void grid_open(struct grid *g, int i) {
     kvc_session *s = util_session(g->m, g->spec, g->compute, N_CTX);
     util_feed(s, g->token, N, WANTED, N, g->n_vocab, g->base);
     kvc_session_close(s);
+}
+
+static void grid_open(struct grid *g, int i) {
+    const size_t n = (size_t)i;
+    g->compute = n % 2 == 0 ? "f32" : "int8";
+    g->spec = specs[n / 2 % N_SPEC];
+    grid_base(g, models[n / 2 / N_SPEC]);
 }
 
 static void grid_close(struct grid *g) {
@@ -125,6 +130,21 @@ START_TEST(threads_do_not_matter) {
         kvc_model_close(m);
     }
     grid_close(&g);
+}
+END_TEST
+
+/* More KV heads than an item of attention takes. */
+START_TEST(many_heads_do_not_matter) {
+    static const char *const some[] = {"full", "quant8", "window:size=80:sinks=4"};
+    for (int i = 0; i < 6; i++) {
+        struct grid g = {.spec = some[i / 2], .compute = i % 2 == 0 ? "f32" : "int8"};
+        grid_base(&g, "tiny-heads.gguf");
+        grid_check(&g, g.m, 1, "20 heads, chunks of 1");
+        kvc_model *two = util_model("tiny-heads.gguf", 2, 0);
+        grid_check(&g, two, 1, "20 heads, 2 threads");
+        kvc_model_close(two);
+        grid_close(&g);
+    }
 }
 END_TEST
 
@@ -400,6 +420,7 @@ int main(int argc, char **argv) {
     }
     every_add(tc, chunks_do_not_matter, GRID, 1);
     every_add(tc, threads_do_not_matter, GRID, 1);
+    tcase_add_test(tc, many_heads_do_not_matter);
     every_add(tc, company_does_not_matter, GRID, 1);
     every_add(tc, truncation_and_replay_do_not_matter, GRID, 1);
     every_add(tc, truncation_forgets_the_tail, GRID, 1);
