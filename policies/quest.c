@@ -99,8 +99,8 @@ typedef struct lane {
 
 /* Scratch of one head; layers take turns. */
 typedef struct room {
-    float *key;      /* [KVC_PAGE, dim] of the page that is looked at */
-    float *row;      /* [KVC_PAGE, packing.dim] bounds of its blocks, then zeros */
+    float *key; /* [KVC_PAGE, dim] of the page that is looked at */
+    float *row; /* [KVC_PAGE, packing.dim] bounds of its blocks; what follows is packed in vain */
     uint8_t *packed; /* [size] the same, packed */
     float *query;    /* [n_group, packing.dim] the query's positive elements, then the negative */
     float *score;    /* [n_group, KVC_PAGE] */
@@ -397,7 +397,7 @@ static int32_t layers_set(quest *q, const kvc_shape *shape, int64_t dense) {
         if (y->dense == 0 && q->math->check(q->host->ctx, &y->packing) < 0) {
             return q->host->fail(q->host->ctx, KVC_E_UNSUPPORTED,
                                  "quest: this host can't pack the bounds of heads as wide as this "
-                                 "model's; use dense=LAYERS, or a policy without bounds");
+                                 "model's; use another policy");
         }
         y->size = y->dense == 0 ? q->math->bytes(q->host->ctx, &y->packing) : 0;
         q->n_lane += s->n_head_kv;
