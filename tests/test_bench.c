@@ -230,11 +230,14 @@ START_TEST(a_probe_only_raises_limits) {
     ck_assert_ptr_nonnull(p);
     cmp_limits_init(&l);
     ck_assert(isnan(l.read_gb_s) && isnan(l.int8_gmac_s));
+    cmp_probe_read(p, &l);
+    ck_assert(l.read_gb_s > 0 && isnan(l.int8_gmac_s));
     ck_assert_int_eq(cmp_probe_run(p, &l), 0);
     ck_assert(l.read_gb_s > 0 && l.int8_gmac_s > 0 && l.instructions[0] != '\0');
     l.read_gb_s = 1e6;
     l.int8_gmac_s = 1e9;
     ck_assert_int_eq(cmp_probe_run(p, &l), 0);
+    cmp_probe_read(p, &l);
     NEAR(l.read_gb_s, 1e6);
     NEAR(l.int8_gmac_s, 1e9);
     cmp_probe_close(p);

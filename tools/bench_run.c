@@ -200,9 +200,11 @@ static int32_t time_decode(cmp_bench *b, subject *s, cmp_bench_row *row) {
         return rc;
     }
     read_team(&t, &before);
+    cmp_probe_read(b->probe, &b->limits);
     for (uint32_t i = 0; rc >= 0 && i < row->n; i++) {
         rc = decode(b, &t, row->depth + i, 1, KVC_WANT_LAST, &ns);
     }
+    cmp_probe_read(b->probe, &b->limits);
     read_team(&t, &after);
     leave(&t);
     if (rc < 0) {

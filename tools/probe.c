@@ -143,10 +143,10 @@ static double run_all(work *w, uint32_t n) {
     return started == n ? (double)(end - begin) * 1e-9 : 0;
 }
 
-/* amount / seconds of the best run, in units of 1e9; NaN when threads fail. */
-static double best_rate(work *w, uint32_t n, double amount) {
+/* amount / seconds of the best of some runs, in units of 1e9; NaN when threads fail. */
+static double best_rate(work *w, uint32_t n, double amount, int runs) {
     double best = 0;
-    for (int i = 0; i < BEST_OF; i++) {
+    for (int i = 0; i < runs; i++) {
         const double sec = run_all(w, n);
         if (!(sec > 0)) {
             return NAN;
@@ -169,13 +169,13 @@ static size_t part_bytes(uint32_t n_thread, size_t bytes) {
     return (all / n_thread + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
 }
 
-static double read_rate(cmp_probe *p) {
+static double read_rate(cmp_probe *p, int runs) {
     double bytes = 0;
     for (uint32_t i = 0; i < p->n_thread; i++) {
         p->work[i].multiply = NULL;
         bytes += (double)(p->work[i].n_word * sizeof *p->work[i].word);
     }
-    return best_rate(p->work, p->n_thread, bytes);
+    return best_rate(p->work, p->n_thread, bytes, runs);
 }
 
 /* ---------------------------------------------------------------- multiplying */
@@ -197,7 +197,7 @@ static double multiply_rate(cmp_probe *p, const char **instructions) {
         p->work[i].n_round = n_round;
     }
     return best_rate(p->work, p->n_thread,
-                     (double)n_round * (double)per_round * (double)p->n_thread);
+                     (double)n_round * (double)per_round * (double)p->n_thread, BEST_OF);
 }
 
 /* ---------------------------------------------------------------- the probe */
@@ -246,9 +246,13 @@ void cmp_probe_close(cmp_probe *p) {
 
 int cmp_probe_run(cmp_probe *p, cmp_limits *l) {
     const double mac = multiply_rate(p, &l->instructions);
-    const double read = read_rate(p);
+    const double read = read_rate(p, BEST_OF);
     /* fmax() takes the number where one of two is none. */
     l->int8_gmac_s = fmax(l->int8_gmac_s, mac);
     l->read_gb_s = fmax(l->read_gb_s, read);
     return isnan(mac) || isnan(read) ? -1 : 0;
+}
+
+void cmp_probe_read(cmp_probe *p, cmp_limits *l) {
+    l->read_gb_s = fmax(l->read_gb_s, read_rate(p, 1));
 }

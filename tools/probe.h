@@ -30,6 +30,9 @@ void cmp_probe_close(cmp_probe *p);
  * Takes a fraction of a second. The threads aren't pinned, as those of a program aren't. Returns 0,
  * or -1 when threads can't be started. */
 int cmp_probe_run(cmp_probe *p, cmp_limits *l);
+/** Reads once and raises what l holds of it: some machines read at one rate in one second and at
+ * another in the next, so a limit is looked for beside whatever is held against it. */
+void cmp_probe_read(cmp_probe *p, cmp_limits *l);
 
 /* One thread's work, for probe.c: n rounds of cmp_probe_mac_NAME multiply-adds each, in registers
  * alone (tests/check_probe.sh reads the code). The sum is returned so that nothing is left out. */
