@@ -10,6 +10,11 @@
 
 /* ---------------------------------------------------------------- products */
 
+/* Tokens that a part has at least. Each part reads the weights anew: in pairs, with two threads,
+ * parts of 32 tokens gained nothing, of 64 two hundredths, of 256 six. */
+#define PART_TOKENS 64u
+#define TILE_TOKENS 8u /* parts are whole tiles of tokens, but for the last */
+
 /* Some matrices that share their input: one phase over all their row groups, with what can be done
  * to a part of the outputs while it is at hand. */
 struct product {
@@ -25,7 +30,10 @@ struct product {
     size_t tile_floats;
     float *add;                                             /* what out[0] is added to, or NULL */
     void (*gate)(float *gate, const float *up, uint32_t n); /* of gated products */
-    kvc__act *gated; /* what they give, rounded to int8; NULL: floats are enough */
+    kvc__act *gated;   /* what they give, rounded to int8; NULL: floats are enough */
+    kvc__pool_fn span; /* does n_item items for all of act's rows */
+    uint32_t n_item;
+    uint32_t each; /* rows of a part */
 };
 
 /* Rows of w in its groups [g0, g1). */
@@ -99,6 +107,66 @@ static void gated_span(void *arg, uint32_t first, uint32_t end, uint32_t thread)
     }
 }
 
+/* Rows [t0, t0 + n) of activations. */
+static kvc__act act_part(const kvc__act *a, uint32_t t0, uint32_t n) {
+    const size_t value = (size_t)t0 * a->n_col, block = 2 * (value / KVC__BLOCK);
+    return (kvc__act){.n = n,
+                      .n_col = a->n_col,
+                      .f = a->f + t0 * a->f_stride,
+                      .f_stride = a->f_stride,
+                      .q = a->q + value,
+                      .d = a->d + block,
+                      .sum = a->sum + block};
+}
+
+/* Some items of one part of the rows: the product as if there were no others. */
+static void part_span(const struct product *p, uint32_t t0, uint32_t first, uint32_t end,
+                      uint32_t thread) {
+    const uint32_t n = p->act->n - t0 < p->each ? p->act->n - t0 : p->each;
+    const kvc__act act = act_part(p->act, t0, n);
+    struct product part = *p;
+    kvc__act gated;
+    part.act = &act;
+    for (uint32_t i = 0; i < 3 && p->w[i] != NULL; i++) {
+        part.out[i] += (size_t)t0 * p->w[i]->n_row;
+    }
+    if (p->add != NULL) {
+        part.add += (size_t)t0 * p->w[0]->n_row;
+    }
+    if (p->gated != NULL) {
+        gated = act_part(p->gated, t0, n);
+        part.gated = &gated;
+    }
+    p->span(&part, first, end, thread);
+}
+
+static void parts_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
+    const struct product *p = arg;
+    while (first < end) {
+        const uint32_t i = first / p->n_item, item0 = i * p->n_item;
+        const uint32_t stop = end - item0 < p->n_item ? end : item0 + p->n_item;
+        part_span(p, i * p->each, first - item0, stop - item0, thread);
+        first = stop;
+    }
+}
+
+/* Runs a product of n_item items. A prompt's rows are divided among the threads, since those that a
+ * thread has just rounded or normed lie in its cache: phases over rows are shared out in the same
+ * order. Weights that are packed at each use are packed once, for all rows. */
+static void run_product(kvc_model *m, struct product *p, uint32_t n_item, kvc__pool_fn span) {
+    const uint32_t n = p->act->n, threads = kvc__pool_n_thread(m->pool);
+    uint32_t n_part = n / PART_TOKENS < threads ? n / PART_TOKENS : threads;
+    if (n_part < 2 || p->w[0]->data == NULL) {
+        kvc__pool_run(m->pool, n_item, span, p);
+        return;
+    }
+    p->span = span;
+    p->n_item = n_item;
+    p->each = ((n + n_part - 1) / n_part + TILE_TOKENS - 1) / TILE_TOKENS * TILE_TOKENS;
+    n_part = (n + p->each - 1) / p->each;
+    kvc__pool_run(m->pool, n_item * n_part, parts_span, p);
+}
+
 /* A product of n matrices. */
 static struct product product_of(kvc_model *m, const kvc__act *act, bool quantised, uint32_t n,
                                  const kvc__mat *const *w, float *const *out) {
@@ -128,7 +196,7 @@ static void multiply(kvc_model *m, const kvc__act *act, bool quantised, uint32_t
     for (uint32_t i = 0; i < n; i++) {
         p.first[i + 1] = p.first[i] + (w[i]->n_group + p.unit - 1) / p.unit;
     }
-    kvc__pool_run(m->pool, p.first[n], product_span, &p);
+    run_product(m, &p, p.first[n], product_span);
 }
 
 /* out[0] = gate(act × w[0]ᵀ) × (act × w[1]ᵀ), rounded too when gated isn't NULL: then an item's
@@ -140,7 +208,7 @@ static void multiply_gated(kvc_model *m, const kvc__act *act, bool quantised,
     p.gate = m->arch->gelu ? m->kern->gelu_mul : m->kern->silu_mul;
     p.gated = gated;
     p.unit = p.unit > whole ? p.unit : whole;
-    kvc__pool_run(m->pool, (w[0]->n_group + p.unit - 1) / p.unit, gated_span, &p);
+    run_product(m, &p, (w[0]->n_group + p.unit - 1) / p.unit, gated_span);
 }
 
 /* ---------------------------------------------------------------- rows */
