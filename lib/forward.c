@@ -15,6 +15,10 @@
 #define PART_TOKENS 64u
 #define TILE_TOKENS 8u /* parts are whole tiles of tokens, but for the last */
 
+/* Floats of a strip, see strip_of(): two of them and a group's weights stay in a core's own cache.
+ */
+#define STRIP_FLOATS 16384u
+
 /* Some matrices that share their input: one phase over all their row groups, with what can be done
  * to a part of the outputs while it is at hand. */
 struct product {
@@ -26,11 +30,10 @@ struct product {
     uint32_t step;     /* groups that the two of a gated product take in turn */
     bool quantised;
     const kvc__act *act;
-    float *tile, *group; /* scratch of a thread: tile_floats of each */
-    size_t tile_floats;
-    float *add;                                             /* what out[0] is added to, or NULL */
+    kvc__work *work; /* for scratch of a thread */
+    float *add;      /* of one matrix: what its product is added to; out isn't written then */
     void (*gate)(float *gate, const float *up, uint32_t n); /* of gated products */
-    kvc__act *gated;   /* what they give, rounded to int8; NULL: floats are enough */
+    kvc__act *gated;   /* what they give, rounded to int8; NULL: floats in out[0] */
     kvc__pool_fn span; /* does n_item items for all of act's rows */
     uint32_t n_item;
     uint32_t each; /* rows of a part */
@@ -42,26 +45,59 @@ static uint32_t rows_in(const kvc__mat *w, uint32_t g0, uint32_t g1) {
     return (end < w->n_row ? end : w->n_row) - g0 * KVC__GROUP;
 }
 
-static void run_packed(const struct product *p, const kvc__mat *w, uint32_t g0, uint32_t g1,
-                       float *out, size_t stride, uint32_t thread) {
+static void run_packed(const struct product *p, const kvc__mat *w, uint32_t n_group, float *out,
+                       size_t stride, uint32_t thread) {
     if (p->quantised && kvc__mat_quantised(w->type)) {
-        p->kern->mm_q(w, g0, g1, p->act, out, stride);
+        p->kern->mm_q(w, 0, n_group, p->act, out, stride);
     } else {
-        p->kern->mm_f(w, g0, g1, p->act, out, stride, p->tile + thread * p->tile_floats);
+        p->kern->mm_f(w, 0, n_group, p->act, out, stride,
+                      p->work->tile + thread * p->work->tile_floats);
     }
 }
 
-static void run_groups(const struct product *p, uint32_t i, uint32_t g0, uint32_t g1,
-                       uint32_t thread) {
+/* out[act->n, stride] = act × the rows of w[i] in groups [g0, g1), the first of them in column 0.
+ */
+static void run_groups(const struct product *p, uint32_t i, uint32_t g0, uint32_t g1, float *out,
+                       size_t stride, uint32_t thread) {
     const kvc__mat *w = p->w[i];
+    kvc__mat part = *w;
     if (w->data != NULL) {
-        run_packed(p, w, g0, g1, p->out[i], w->n_row, thread);
+        part.n_row = rows_in(w, g0, g1);
+        part.n_group = g1 - g0;
+        part.data += g0 * w->stride;
+        run_packed(p, &part, part.n_group, out, stride, thread);
         return;
     }
-    for (uint32_t g = g0; g < g1; g++) {
-        kvc__mat one;
-        kvc__mat_group(w, g, (uint8_t *)(p->group + thread * p->tile_floats), &one);
-        run_packed(p, &one, 0, 1, p->out[i] + (size_t)KVC__GROUP * g, w->n_row, thread);
+    for (uint32_t g = g0; g < g1; g++, out += KVC__GROUP) {
+        uint8_t *buf = (uint8_t *)(p->work->group + thread * p->work->tile_floats);
+        kvc__mat_group(w, g, buf, &part);
+        run_packed(p, &part, 1, out, stride, thread);
+    }
+}
+
+/* A thread's strips: products of so many groups and all rows, for what is done to them at once. */
+static float *strip_of(const struct product *p, uint32_t thread, uint32_t i) {
+    return p->work->strip + (2 * (size_t)thread + i) * p->work->strip_floats;
+}
+
+/* Groups of a strip: whole items, and no more than stay in a core's cache. */
+static uint32_t strip_groups(const struct product *p) {
+    const uint32_t n = STRIP_FLOATS / (KVC__GROUP * p->act->n) / p->unit * p->unit;
+    return n > p->unit ? n : p->unit;
+}
+
+/* add += act × the groups [g0, g1) of the one matrix. */
+static void added_groups(const struct product *p, uint32_t g0, uint32_t g1, uint32_t thread) {
+    const kvc__mat *w = p->w[0];
+    float *strip = strip_of(p, thread, 0);
+    const uint32_t take = strip_groups(p), stride = take * KVC__GROUP;
+    for (uint32_t g = g0; g < g1; g += take) {
+        const uint32_t stop = g + take < g1 ? g + take : g1, n = rows_in(w, g, stop);
+        run_groups(p, 0, g, stop, strip, stride, thread);
+        float *to = p->add + (size_t)g * KVC__GROUP;
+        for (uint32_t t = 0; t < p->act->n; t++) {
+            p->kern->add(to + (size_t)t * w->n_row, strip + (size_t)t * stride, n);
+        }
     }
 }
 
@@ -75,35 +111,47 @@ static void product_span(void *arg, uint32_t first, uint32_t end, uint32_t threa
         const kvc__mat *w = p->w[i];
         const uint32_t g0 = (first - p->first[i]) * p->unit, g = (stop - p->first[i]) * p->unit;
         const uint32_t g1 = g < w->n_group ? g : w->n_group;
-        run_groups(p, i, g0, g1, thread);
-        for (uint32_t t = 0; p->add != NULL && t < p->act->n; t++) {
-            const size_t at = (size_t)t * w->n_row + g0 * KVC__GROUP;
-            p->kern->add(p->add + at, p->out[i] + at, rows_in(w, g0, g1));
+        if (p->add != NULL) {
+            added_groups(p, g0, g1, thread);
+        } else {
+            run_groups(p, i, g0, g1, p->out[i] + (size_t)g0 * KVC__GROUP, w->n_row, thread);
         }
         first = stop;
     }
 }
 
-/* out[0] = gate(out[0]) × out[1], both of the same groups, which lie side by side. */
+/* Groups [g0, g1) of both matrices, which lie side by side, for one strip. */
+static void gated_groups(const struct product *p, uint32_t g0, uint32_t g1, uint32_t thread) {
+    const size_t n_row = p->w[0]->n_row, col = (size_t)g0 * KVC__GROUP;
+    const uint32_t n = rows_in(p->w[0], g0, g1), width = (g1 - g0) * KVC__GROUP;
+    float *up = strip_of(p, thread, 1), *gate = strip_of(p, thread, 0);
+    size_t stride = width;
+    if (p->gated == NULL) {
+        gate = p->out[0] + col;
+        stride = n_row;
+    }
+    for (uint32_t g = g0, stop; g < g1; g = stop) {
+        const size_t at = (size_t)(g - g0) * KVC__GROUP;
+        stop = g + p->step < g1 ? g + p->step : g1;
+        run_groups(p, 0, g, stop, gate + at, stride, thread);
+        run_groups(p, 1, g, stop, up + at, width, thread);
+    }
+    for (uint32_t t = 0; t < p->act->n; t++) {
+        float *y = gate + t * stride;
+        p->gate(y, up + (size_t)t * width, n);
+        if (p->gated != NULL) {
+            const size_t at = t * n_row + col, block = 2 * (at / KVC__BLOCK);
+            p->kern->quantize(y, n, p->gated->q + at, p->gated->d + block, p->gated->sum + block);
+        }
+    }
+}
+
 static void gated_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
     const struct product *p = arg;
-    const kvc__mat *w = p->w[0];
-    const uint32_t g0 = first * p->unit;
-    const uint32_t g1 = end * p->unit < w->n_group ? end * p->unit : w->n_group;
-    for (uint32_t g = g0; g < g1; g += p->step) {
-        const uint32_t stop = g + p->step < g1 ? g + p->step : g1;
-        run_groups(p, 0, g, stop, thread);
-        run_groups(p, 1, g, stop, thread);
-    }
-    const uint32_t n = rows_in(w, g0, g1);
-    for (uint32_t t = 0; t < p->act->n; t++) {
-        const size_t at = (size_t)t * w->n_row + g0 * KVC__GROUP;
-        p->gate(p->out[0] + at, p->out[1] + at, n);
-        if (p->gated != NULL) {
-            const size_t block = at / KVC__BLOCK;
-            p->kern->quantize(p->out[0] + at, n, p->gated->q + at, p->gated->d + 2 * block,
-                              p->gated->sum + 2 * block);
-        }
+    const uint32_t last = end * p->unit, take = strip_groups(p);
+    const uint32_t g1 = last < p->w[0]->n_group ? last : p->w[0]->n_group;
+    for (uint32_t g = first * p->unit; g < g1; g += take) {
+        gated_groups(p, g, g + take < g1 ? g + take : g1, thread);
     }
 }
 
@@ -127,7 +175,7 @@ static void part_span(const struct product *p, uint32_t t0, uint32_t first, uint
     struct product part = *p;
     kvc__act gated;
     part.act = &act;
-    for (uint32_t i = 0; i < 3 && p->w[i] != NULL; i++) {
+    for (uint32_t i = 0; i < 3 && p->out[i] != NULL; i++) {
         part.out[i] += (size_t)t0 * p->w[i]->n_row;
     }
     if (p->add != NULL) {
@@ -170,14 +218,8 @@ static void run_product(kvc_model *m, struct product *p, uint32_t n_item, kvc__p
 /* A product of n matrices. */
 static struct product product_of(kvc_model *m, const kvc__act *act, bool quantised, uint32_t n,
                                  const kvc__mat *const *w, float *const *out) {
-    struct product p = {.kern = m->kern,
-                        .quantised = quantised,
-                        .act = act,
-                        .unit = 1,
-                        .step = 1,
-                        .tile = m->work->tile,
-                        .group = m->work->group,
-                        .tile_floats = m->work->tile_floats};
+    struct product p = {
+        .kern = m->kern, .quantised = quantised, .act = act, .unit = 1, .step = 1, .work = m->work};
     for (uint32_t i = 0; i < n; i++) {
         p.w[i] = w[i];
         p.out[i] = out[i];
@@ -188,7 +230,7 @@ static struct product product_of(kvc_model *m, const kvc__act *act, bool quantis
     return p;
 }
 
-/* out[i][act->n, n_row] = act × w[i]ᵀ for n matrices; then add += out[0], when it is given. */
+/* out[i][act->n, n_row] = act × w[i]ᵀ for n matrices; when add is given, add += act × w[0]ᵀ. */
 static void multiply(kvc_model *m, const kvc__act *act, bool quantised, uint32_t n,
                      const kvc__mat *const *w, float *const *out, float *add) {
     struct product p = product_of(m, act, quantised, n, w, out);
@@ -213,25 +255,29 @@ static void multiply_gated(kvc_model *m, const kvc__act *act, bool quantised,
 
 /* ---------------------------------------------------------------- rows */
 
+static bool wants_int8(uint32_t compute, const kvc__mat *w) {
+    return compute == KVC_COMPUTE_INT8 && kvc__mat_quantised(w->type);
+}
+
 /* Work on rows that are independent of each other. */
 struct rows {
     kvc_model *m;
-    void (*fn)(struct rows *r, uint32_t row);
+    void (*fn)(struct rows *r, uint32_t row, uint32_t thread);
     const kvc__part *part;
     const kvc__layer *layer;
     const float *w;
     kvc__act act;
     float *x, *y;
     uint32_t n, width;
-    uint32_t each; /* rows of an item */
-    bool quantise;
+    uint32_t each;       /* rows of an item */
+    bool quantise;       /* y is wanted in int8 too, */
+    bool quantised_only; /* or nothing else of it */
 };
 
 static void rows_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
     struct rows *r = arg;
-    (void)thread;
     for (uint32_t i = first * r->each; i < r->n && i < end * r->each; i++) {
-        r->fn(r, i);
+        r->fn(r, i, thread);
     }
 }
 
@@ -242,30 +288,42 @@ static void each_row(struct rows *r) {
     kvc__pool_run(r->m->pool, (r->n + r->each - 1) / r->each, rows_span, r);
 }
 
-/* Rounds row i of the activations at y to int8, when the product wants it. */
-static void quantise_row(struct rows *r, uint32_t i) {
-    const size_t w = r->width, blocks = w / KVC__BLOCK;
+/* Row i of the activations, y, in int8. */
+static void quantise(struct rows *r, uint32_t i, const float *y) {
+    const size_t at = (size_t)i * r->width, block = 2 * (at / KVC__BLOCK);
+    r->m->kern->quantize(y, r->width, r->act.q + at, r->act.d + block, r->act.sum + block);
+}
+
+static void quantise_row(struct rows *r, uint32_t i, uint32_t thread) {
+    (void)thread;
     if (r->quantise) {
-        r->m->kern->quantize(r->y + i * w, r->width, r->act.q + i * w, r->act.d + i * 2 * blocks,
-                             r->act.sum + i * 2 * blocks);
+        quantise(r, i, r->y + (size_t)i * r->width);
     }
 }
 
-static void norm_row(struct rows *r, uint32_t i) {
+/* Floats that nobody reads stay in the thread's cache: lines of y cost more to take back from the
+ * core that wrote to them last than the norm does. */
+static void norm_row(struct rows *r, uint32_t i, uint32_t thread) {
     const size_t at = (size_t)i * r->width;
-    r->m->kern->rms_norm(r->x + at, r->w, r->width, r->m->hp.norm_eps, r->y + at);
-    quantise_row(r, i);
+    const kvc__work *w = r->m->work;
+    float *y = r->quantised_only ? w->row + thread * w->widest : r->y + at;
+    r->m->kern->rms_norm(r->x + at, r->w, r->width, r->m->hp.norm_eps, y);
+    if (r->quantise) {
+        quantise(r, i, y);
+    }
 }
 
 /* x += the norm of y, where the architecture norms what a branch adds. */
-static void add_normed_row(struct rows *r, uint32_t i) {
+static void add_normed_row(struct rows *r, uint32_t i, uint32_t thread) {
+    (void)thread;
     float *x = r->x + (size_t)i * r->width, *y = r->y + (size_t)i * r->width;
     r->m->kern->rms_norm(y, r->w, r->width, r->m->hp.norm_eps, y);
     r->m->kern->add(x, y, r->width);
 }
 
 /* Biases of a token's queries, keys and values. */
-static void bias_row(struct rows *r, uint32_t i) {
+static void bias_row(struct rows *r, uint32_t i, uint32_t thread) {
+    (void)thread;
     const kvc__hparams *hp = &r->m->hp;
     const kvc__attend *a = &r->m->work->attend;
     const uint32_t q = hp->n_head * hp->dim_k, k = hp->n_head_kv * hp->dim_k;
@@ -276,7 +334,8 @@ static void bias_row(struct rows *r, uint32_t i) {
 }
 
 /* The norm of each head of a token's queries and keys. */
-static void head_norms_row(struct rows *r, uint32_t i) {
+static void head_norms_row(struct rows *r, uint32_t i, uint32_t thread) {
+    (void)thread;
     const kvc__hparams *hp = &r->m->hp;
     const kvc__attend *a = &r->m->work->attend;
     for (uint32_t h = 0; h < hp->n_head + hp->n_head_kv; h++) {
@@ -289,15 +348,26 @@ static void head_norms_row(struct rows *r, uint32_t i) {
     }
 }
 
-/* The activations of n rows at y, [n, width], rounded when a matrix of that type wants them so. */
-static struct rows rows_of(kvc_model *m, uint32_t n, uint32_t width, float *x, float *y,
-                           bool quantise) {
-    struct rows r = {.m = m, .x = x, .y = y, .n = n, .width = width, .quantise = quantise};
+static struct rows rows_of(kvc_model *m, uint32_t n, uint32_t width, float *x, float *y) {
+    struct rows r = {.m = m, .x = x, .y = y, .n = n, .width = width};
     r.act = m->work->rounded[0];
     r.act.n = n;
     r.act.n_col = width;
     r.act.f = y;
     r.act.f_stride = width;
+    return r;
+}
+
+/* The activations of n rows at y, [n, width], in the forms in which n_mat matrices want them. */
+static struct rows act_of(kvc_model *m, uint32_t n, uint32_t width, float *x, float *y,
+                          uint32_t compute, uint32_t n_mat, const kvc__mat *const *w) {
+    struct rows r = rows_of(m, n, width, x, y);
+    uint32_t rounded = 0;
+    for (uint32_t i = 0; i < n_mat; i++) {
+        rounded += wants_int8(compute, w[i]) ? 1 : 0;
+    }
+    r.quantise = rounded > 0;
+    r.quantised_only = rounded == n_mat;
     return r;
 }
 
@@ -310,7 +380,7 @@ static void norm(struct rows *r, const float *w) {
 /* x += the norm of y, when the architecture has weights for that; else x has y already. */
 static void add_normed(kvc_model *m, uint32_t n, float *x, float *y, const float *w) {
     if (w != NULL) {
-        struct rows r = rows_of(m, n, m->hp.n_embd, x, y, false);
+        struct rows r = rows_of(m, n, m->hp.n_embd, x, y);
         r.w = w;
         r.fn = add_normed_row;
         each_row(&r);
@@ -328,14 +398,6 @@ static void finish_projections(kvc_model *m, uint32_t n, const kvc__layer *layer
         r.fn = head_norms_row;
         each_row(&r);
     }
-}
-
-static bool wants_int8(uint32_t compute, uint32_t n, const kvc__mat *const *w) {
-    bool any = false;
-    for (uint32_t i = 0; i < n; i++) {
-        any |= kvc__mat_quantised(w[i]->type);
-    }
-    return any && compute == KVC_COMPUTE_INT8;
 }
 
 /* ---------------------------------------------------------------- attention and the clock */
@@ -516,7 +578,7 @@ static void layer_attention(kvc_model *m, uint32_t il, uint32_t n_part, uint32_t
     const kvc__hparams *hp = &m->hp;
     const kvc__mat *const qkv[] = {&l->q, &l->k, &l->v}, *const o[] = {&l->o};
     float *const to[] = {w->attend.q, w->attend.k, w->attend.v};
-    struct rows r = rows_of(m, n, hp->n_embd, w->x, w->h, wants_int8(compute, 3, qkv));
+    struct rows r = act_of(m, n, hp->n_embd, w->x, w->h, compute, 3, qkv);
     norm(&r, l->attn_norm);
     multiply(m, &r.act, r.quantise, 3, qkv, to, NULL);
     finish_projections(m, n, l);
@@ -525,7 +587,7 @@ static void layer_attention(kvc_model *m, uint32_t il, uint32_t n_part, uint32_t
     attend_layer(m, il, w->part, n_part);
     w->attention_ns += kvc__clock_ns() - t0;
 
-    r = rows_of(m, n, hp->n_head * hp->dim_v, NULL, w->attend.out, wants_int8(compute, 1, o));
+    r = act_of(m, n, hp->n_head * hp->dim_v, NULL, w->attend.out, compute, 1, o);
     r.fn = quantise_row;
     each_row(&r);
     multiply(m, &r.act, r.quantise, 1, o, &w->h, l->attn_post == NULL ? w->x : NULL);
@@ -537,21 +599,22 @@ static void layer_feed_forward(kvc_model *m, uint32_t il, uint32_t n, uint32_t c
     const kvc__layer *l = &m->layer[il];
     const kvc__hparams *hp = &m->hp;
     const kvc__mat *const gate_up[] = {&l->gate, &l->up}, *const down[] = {&l->down};
-    struct rows r = rows_of(m, n, hp->n_embd, w->x, w->h, wants_int8(compute, 2, gate_up));
+    struct rows r = act_of(m, n, hp->n_embd, w->x, w->h, compute, 2, gate_up);
     norm(&r, l->ffn_norm);
-    const bool rounds = wants_int8(compute, 1, down);
+    const bool rounds = wants_int8(compute, &l->down);
     kvc__act gated = w->rounded[1];
     gated.n = n;
     gated.n_col = hp->n_ff;
     gated.f = w->gate;
     gated.f_stride = hp->n_ff;
-    multiply_gated(m, &r.act, r.quantise, gate_up, (float *const[]){w->gate, w->up},
+    multiply_gated(m, &r.act, r.quantise, gate_up, (float *const[]){w->gate, NULL},
                    rounds ? &gated : NULL);
     multiply(m, &gated, rounds, 1, down, &w->h, l->ffn_post == NULL ? w->x : NULL);
     add_normed(m, n, w->x, w->h, l->ffn_post);
 }
 
-static void embed_row(struct rows *r, uint32_t i) {
+static void embed_row(struct rows *r, uint32_t i, uint32_t thread) {
+    (void)thread;
     const kvc__part *p = r->part;
     while (i >= p->row0 + p->n) {
         p++;
@@ -563,7 +626,8 @@ static void embed_row(struct rows *r, uint32_t i) {
     }
 }
 
-static void cap_row(struct rows *r, uint32_t i) {
+static void cap_row(struct rows *r, uint32_t i, uint32_t thread) {
+    (void)thread;
     r->m->kern->soft_cap(r->x + (size_t)i * r->width, r->m->hp.logit_cap, r->width);
 }
 
@@ -571,7 +635,7 @@ static void cap_row(struct rows *r, uint32_t i) {
 static void head_rows(kvc_model *m, uint32_t n, float *const *to, uint32_t compute) {
     kvc__work *w = m->work;
     const kvc__mat *const head[] = {&m->head};
-    struct rows r = rows_of(m, n, m->hp.n_embd, w->h, w->h, wants_int8(compute, 1, head));
+    struct rows r = act_of(m, n, m->hp.n_embd, w->h, w->h, compute, 1, head);
     norm(&r, m->out_norm);
     const size_t vocab = m->hp.n_vocab;
     bool dense = true;
@@ -581,7 +645,7 @@ static void head_rows(kvc_model *m, uint32_t n, float *const *to, uint32_t compu
     float *logits = dense ? to[0] : w->logits;
     multiply(m, &r.act, r.quantise, 1, head, &logits, NULL);
     if (m->hp.logit_cap > 0.0f) {
-        r = rows_of(m, n, m->hp.n_vocab, logits, NULL, false);
+        r = rows_of(m, n, m->hp.n_vocab, logits, NULL);
         r.fn = cap_row;
         each_row(&r);
     }
@@ -636,7 +700,7 @@ void kvc__forward(kvc_model *m, uint32_t n_part, uint32_t compute) {
         w->part[i].status = KVC_OK;
         n += w->part[i].n;
     }
-    struct rows r = rows_of(m, n, m->hp.n_embd, w->x, w->x, false);
+    struct rows r = rows_of(m, n, m->hp.n_embd, w->x, w->x);
     r.fn = embed_row;
     r.part = w->part;
     each_row(&r);
@@ -688,7 +752,10 @@ static int32_t work_create(kvc_model *m, kvc__err *err) {
     w->x = kvc__alloc_n(&m->mem, n * hp->n_embd, sizeof(float));
     w->h = kvc__alloc_n(&m->mem, n * hp->n_embd, sizeof(float));
     w->gate = kvc__alloc_n(&m->mem, n * hp->n_ff, sizeof(float));
-    w->up = kvc__alloc_n(&m->mem, n * hp->n_ff, sizeof(float));
+    w->strip_floats = max3(n * KVC__MM_F_GROUPS * KVC__GROUP, STRIP_FLOATS, 0);
+    w->strip =
+        kvc__alloc_n(&m->mem, 2 * w->strip_floats * kvc__pool_n_thread(m->pool), sizeof(float));
+    w->row = kvc__alloc_n(&m->mem, w->widest * kvc__pool_n_thread(m->pool), sizeof(float));
     bool held = true;
     for (uint32_t i = 0; i < 2; i++) {
         kvc__act *a = &w->rounded[i];
@@ -705,7 +772,7 @@ static int32_t work_create(kvc_model *m, kvc__err *err) {
     }
     w->logits = kvc__alloc_n(&m->mem, (size_t)KVC__HEAD_ROWS * hp->n_vocab, sizeof(float));
     if (w->part == NULL || w->want == NULL || w->x == NULL || w->h == NULL || w->gate == NULL ||
-        w->up == NULL || !held || w->tile == NULL || w->logits == NULL) {
+        w->strip == NULL || w->row == NULL || !held || w->tile == NULL || w->logits == NULL) {
         kvc__work_free(m);
         return kvc__fail(err, KVC_E_NOMEM, "no memory for a batch's scratch; lower n_batch");
     }
@@ -734,7 +801,8 @@ void kvc__work_free(kvc_model *model) {
     kvc__free(m, w->x, n * hp->n_embd * f);
     kvc__free(m, w->h, n * hp->n_embd * f);
     kvc__free(m, w->gate, n * hp->n_ff * f);
-    kvc__free(m, w->up, n * hp->n_ff * f);
+    kvc__free(m, w->strip, 2 * w->strip_floats * kvc__pool_n_thread(model->pool) * f);
+    kvc__free(m, w->row, w->widest * kvc__pool_n_thread(model->pool) * f);
     for (uint32_t i = 0; i < 2; i++) {
         kvc__free(m, w->rounded[i].q, n * w->widest);
         kvc__free(m, w->rounded[i].d, n * w->widest / 16 * f);

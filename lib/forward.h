@@ -56,12 +56,13 @@ typedef struct kvc__work {
     float *x;            /* [n_batch][n_embd] the residual stream */
     float *h;            /* [n_batch][n_embd] normed, or a branch's output */
     float *gate;         /* [n_batch][n_ff] */
-    float *up;           /* [n_batch][n_ff] */
+    float *strip;        /* [n_thread][2][strip_floats] products of some groups and all rows */
+    float *row;          /* [n_thread][widest] */
     kvc__act rounded[2]; /* buffers [n_batch][widest] of what goes into products in int8 */
     float *tile;         /* [n_thread][tile_floats] a group of weights as floats */
     float *group;        /* as tile: one that is packed in use, or NULL: all are packed */
     float *logits;       /* [KVC__HEAD_ROWS][n_vocab] for rows of several sessions */
-    size_t tile_floats, widest;
+    size_t tile_floats, strip_floats, widest;
     uint64_t attention_ns, policy_ns;
 } kvc__work;
 
