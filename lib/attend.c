@@ -102,27 +102,65 @@ static int32_t select_pages(kvc__attend *a, const kvc__piece *p, uint32_t head) 
     return KVC_OK;
 }
 
-/* Keys and queries of a piece's head are turned, its rows shown and appended. */
-static void take_rows(kvc__attend *a, uint32_t pi, uint32_t head) {
+/* Turns keys and queries of a head in n rows from row0 on. */
+static void turn_rows(kvc__attend *a, uint32_t head, uint32_t row0, uint32_t n, int32_t pos0) {
     const kvc__hparams *hp = &a->model->hp;
     const uint32_t group = group_of(a);
+    for (uint32_t t = 0; t < n; t++) {
+        const size_t row = row0 + t, at = (row * hp->n_head_kv + head) * hp->dim_k;
+        const float *q = a->q + at * group;
+        float *qr = qrot_at(a, head, (uint32_t)row);
+        turn(a, pos0 + (int32_t)t, a->k + at, a->krot + at);
+        for (uint32_t g = 0; g < group; g++) {
+            turn(a, pos0 + (int32_t)t, q + (size_t)g * hp->dim_k, qr + (size_t)g * hp->dim_k);
+        }
+    }
+}
+
+/* Brings turned queries and keys, and values, to the form in which pages hold and meet them. */
+static void finish_rows(kvc__attend *a, const kvc__stack *stack, uint32_t head, uint32_t row0,
+                        uint32_t n) {
+    const kvc__hparams *hp = &a->model->hp;
+    const kvc__page_shape *sh = &stack->shape[a->layer];
+    const uint32_t wide_q = group_of(a) * hp->dim_k;
+    for (uint32_t t = 0; t < n; t++) {
+        const size_t at = (size_t)(row0 + t) * hp->n_head_kv + head;
+        float *qr = qrot_at(a, head, row0 + t);
+        a->kern->scale(qr, sh->scale, wide_q);
+        if (sh->had_k > 1) {
+            a->kern->hadamard(qr, sh->had_k, wide_q);
+            a->kern->hadamard(a->krot + at * hp->dim_k, sh->had_k, hp->dim_k);
+        }
+        if (sh->had_v > 1) {
+            a->kern->hadamard(a->v + at * hp->dim_v, sh->had_v, hp->dim_v);
+        }
+    }
+}
+
+/* Whether a policy is shown rows between the two. */
+static bool shows_rows(const kvc__stack *stack) {
+    return stack->has_append != 0 || stack->select != NULL;
+}
+
+void kvc__attend_turn(kvc__attend *a, const kvc__stack *stack, uint32_t row, int32_t pos) {
+    for (uint32_t head = 0; head < a->model->hp.n_head_kv; head++) {
+        turn_rows(a, head, row, 1, pos);
+        if (!shows_rows(stack)) {
+            finish_rows(a, stack, head, row, 1);
+        }
+    }
+}
+
+/* A piece's rows of a head: what kvc__attend_turn() has left to do, then they are appended. */
+static void take_rows(kvc__attend *a, uint32_t pi, uint32_t head) {
+    const kvc__hparams *hp = &a->model->hp;
     const kvc__piece *p = &a->piece[pi];
-    const kvc__page_shape *sh = &p->stack->shape[a->layer];
     const size_t sk = (size_t)hp->n_head_kv * hp->dim_k, sv = (size_t)hp->n_head_kv * hp->dim_v;
     if (p->status < 0) {
         return;
     }
-    float *k0 = a->krot + p->row0 * sk + (size_t)head * hp->dim_k;
-    float *v0 = a->v + p->row0 * sv + (size_t)head * hp->dim_v;
-    for (uint32_t t = 0; t < p->n; t++) {
-        const size_t row = p->row0 + t;
-        const int32_t pos = p->pos0 + (int32_t)t;
-        const float *q = a->q + (row * hp->n_head + (size_t)head * group) * hp->dim_k;
-        float *qr = qrot_at(a, head, (uint32_t)row);
-        turn(a, pos, a->k + row * sk + (size_t)head * hp->dim_k, k0 + t * sk);
-        for (uint32_t g = 0; g < group; g++) {
-            turn(a, pos, q + (size_t)g * hp->dim_k, qr + (size_t)g * hp->dim_k);
-        }
+    if (!a->turned) {
+        turn_rows(a, head, p->row0, p->n, p->pos0);
     }
     if (p->stack->has_append != 0) {
         int32_t rc = show_rows(a, p, head);
@@ -138,18 +176,12 @@ static void take_rows(kvc__attend *a, uint32_t pi, uint32_t head) {
             return;
         }
     }
-    for (uint32_t t = 0; t < p->n; t++) {
-        float *qr = qrot_at(a, head, p->row0 + t);
-        a->kern->scale(qr, sh->scale, group * hp->dim_k);
-        if (sh->had_k > 1) {
-            a->kern->hadamard(qr, sh->had_k, group * hp->dim_k);
-            a->kern->hadamard(k0 + t * sk, sh->had_k, hp->dim_k);
-        }
-        if (sh->had_v > 1) {
-            a->kern->hadamard(v0 + t * sv, sh->had_v, hp->dim_v);
-        }
+    if (!a->turned || shows_rows(p->stack)) {
+        finish_rows(a, p->stack, head, p->row0, p->n);
     }
-    kvc__store_append(p->store, a->layer, head, p->n, p->pos0, k0, sk, v0, sv);
+    kvc__store_append(p->store, a->layer, head, p->n, p->pos0,
+                      a->krot + p->row0 * sk + (size_t)head * hp->dim_k, sk,
+                      a->v + p->row0 * sv + (size_t)head * hp->dim_v, sv);
 }
 
 /* Items are (piece, head). */
@@ -184,12 +216,13 @@ static uint32_t heads_of_item(const kvc__attend *a, uint32_t first) {
     return n < most ? n : most;
 }
 
-/* Item i of the n blocks from `first` on, which are of one piece: (range, heads, block). */
+/* Item i of the n blocks from `first` on, which are of one piece: (block, range, heads), so that
+ * a block's queries and results stay with few threads, as they do when they are merged. */
 static void take_range(kvc__attend *a, uint32_t first, uint32_t n, uint32_t i, uint32_t thread) {
-    const uint32_t heads = a->model->hp.n_head_kv, split = split_blocks(a, first, n);
+    const uint32_t heads = a->model->hp.n_head_kv;
     const uint32_t each = heads_of_item(a, first), n_head = (heads + each - 1) / each;
-    const uint32_t head = i / split % n_head * each;
-    kvc__attend_range(a, &a->block[first + i % split], n, i / split / n_head, head,
+    const uint32_t block = i / n_head / a->block[first].n_range, head = i % n_head * each;
+    kvc__attend_range(a, &a->block[first + block], n, i / n_head % a->block[first].n_range, head,
                       heads - head < each ? heads - head : each, thread);
 }
 
@@ -285,40 +318,42 @@ static void check_finite(kvc__attend *a, const kvc__block *b, const kvc__piece *
     }
 }
 
-/* Merges the rows of a head in all blocks of a piece, which begin with block `first`, in ascending
- * order. */
-static void merge_head(kvc__attend *a, uint32_t first, uint32_t head, uint32_t thread) {
+/* Merges the rows of a head in a block. */
+static void merge_head(kvc__attend *a, const kvc__block *b, uint32_t head, uint32_t thread) {
     const kvc__hparams *hp = &a->model->hp;
-    const uint32_t group = group_of(a), piece = a->block[first].piece;
-    const kvc__piece *p = &a->piece[piece];
+    const uint32_t group = group_of(a);
+    const kvc__piece *p = &a->piece[b->piece];
     const kvc__page_shape *sh = &p->stack->shape[a->layer];
     float *factor = a->thread[thread].s;
-    for (uint32_t bi = first; bi < a->n_block && a->block[bi].piece == piece; bi++) {
-        const kvc__block *b = &a->block[bi];
-        for (uint32_t row = 0; row < b->n * group; row++) {
-            const size_t token = p->row0 + b->t0 + row / group;
-            float *out =
-                a->out + (token * hp->n_head + (size_t)head * group + row % group) * hp->dim_v;
-            merge_row(a, b, head, row, factor, out, hp->dim_v);
-            check_finite(a, b, p, head, row, out, hp->dim_v);
-            if (sh->had_v > 1) {
-                a->kern->hadamard(out, sh->had_v, hp->dim_v);
-            }
-            if (observes(p)) {
-                add_mass(a, b, p, head, row, factor);
-            }
+    for (uint32_t row = 0; row < b->n * group; row++) {
+        const size_t token = p->row0 + b->t0 + row / group;
+        float *out = a->out + (token * hp->n_head + (size_t)head * group + row % group) * hp->dim_v;
+        merge_row(a, b, head, row, factor, out, hp->dim_v);
+        check_finite(a, b, p, head, row, out, hp->dim_v);
+        if (sh->had_v > 1) {
+            a->kern->hadamard(out, sh->had_v, hp->dim_v);
+        }
+        if (observes(p)) {
+            add_mass(a, b, p, head, row, factor);
         }
     }
 }
 
-/* Items are (block, head); a piece's first block stands for all. */
+/* Items are (block, head). Masses are added up in the order of rows: there a piece's first block
+ * stands for all of them. */
 static void merge_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
     kvc__attend *a = arg;
     const uint32_t heads = a->model->hp.n_head_kv;
     for (uint32_t i = first; i < end; i++) {
         const uint32_t b = i / heads, piece = a->block[b].piece;
-        if (a->piece[piece].status == KVC_OK && (b == 0 || a->block[b - 1].piece != piece)) {
-            merge_head(a, b, i % heads, thread);
+        const kvc__piece *p = &a->piece[piece];
+        const bool in_order = observes(p);
+        if (p->status != KVC_OK || (in_order && b > 0 && a->block[b - 1].piece == piece)) {
+            continue;
+        }
+        const uint32_t n = in_order ? kvc__attend_same_piece(a, b) : 1;
+        for (uint32_t x = b; x < b + n; x++) {
+            merge_head(a, &a->block[x], i % heads, thread);
         }
     }
 }
@@ -461,7 +496,7 @@ static void whole_span(void *arg, uint32_t first, uint32_t end, uint32_t thread)
     for (uint32_t head = first; head < end; head++) {
         take_rows(a, 0, head);
         kvc__attend_range(a, &a->block[0], 1, 0, head, 1, thread);
-        merge_head(a, 0, head, thread);
+        merge_head(a, &a->block[0], head, thread);
     }
 }
 

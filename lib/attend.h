@@ -83,6 +83,7 @@ typedef struct kvc__attend {
     float *qrot;       /* [n_head_kv][n_batch][group × dim_k] */
     kvc__piece *piece; /* [n_batch] */
     uint32_t n_piece, layer;
+    bool turned;       /* kvc__attend_turn() was called for all rows of the layer */
     kvc__block *block; /* [n_batch] */
     uint32_t n_block;
     uint32_t n_range; /* of all blocks */
@@ -134,6 +135,10 @@ int32_t kvc__attend_reserve(kvc__attend *a, kvc_model *model, uint32_t n_ctx, bo
                             bool select, kvc__err *err);
 /** Frees the scratch; a zeroed one is legal. */
 void kvc__attend_free(kvc__attend *a, kvc_model *model);
+/** Turns keys and queries of a row of layer a->layer, at a position of a session with that stack. A
+ * prompt's rows are turned so in front of kvc__attend_run(), by whoever has them in its cache;
+ * those of few tokens there, for a crossing would cost more. [any] for different rows. */
+void kvc__attend_turn(kvc__attend *a, const kvc__stack *stack, uint32_t row, int32_t pos);
 /** Appends the rows of all pieces to the given layer's lanes and attends. Pieces with a negative
  * status are passed over; a piece that fails gets one, and the others go on. */
 void kvc__attend_run(kvc__attend *a, uint32_t layer);

@@ -387,15 +387,36 @@ static void add_normed(kvc_model *m, uint32_t n, float *x, float *y, const float
     }
 }
 
-/* What stands between a layer's projections and attention in some architectures. */
-static void finish_projections(kvc_model *m, uint32_t n, const kvc__layer *layer) {
-    struct rows r = {.m = m, .n = n, .layer = layer};
+static const kvc__part *part_of(const kvc__part *p, uint32_t row) {
+    while (row >= p->row0 + p->n) {
+        p++;
+    }
+    return p;
+}
+
+static void turn_row(struct rows *r, uint32_t i, uint32_t thread) {
+    const kvc__part *p = part_of(r->part, i);
+    (void)thread;
+    kvc__attend_turn(&r->m->work->attend, p->stack, i, p->pos0 + (int32_t)(i - p->row0));
+}
+
+/* What stands between a layer's projections and attention. */
+static void finish_projections(kvc_model *m, uint32_t n, uint32_t il) {
+    const kvc__layer *layer = &m->layer[il];
+    kvc__attend *a = &m->work->attend;
+    struct rows r = {.m = m, .n = n, .layer = layer, .part = m->work->part};
     if (layer->q_bias != NULL) {
         r.fn = bias_row;
         each_row(&r);
     }
     if (layer->q_norm != NULL) {
         r.fn = head_norms_row;
+        each_row(&r);
+    }
+    a->layer = il;
+    a->turned = n >= PART_TOKENS;
+    if (a->turned) {
+        r.fn = turn_row;
         each_row(&r);
     }
 }
@@ -581,7 +602,7 @@ static void layer_attention(kvc_model *m, uint32_t il, uint32_t n_part, uint32_t
     struct rows r = act_of(m, n, hp->n_embd, w->x, w->h, compute, 3, qkv);
     norm(&r, l->attn_norm);
     multiply(m, &r.act, r.quantise, 3, qkv, to, NULL);
-    finish_projections(m, n, l);
+    finish_projections(m, n, il);
 
     const uint64_t t0 = kvc__clock_ns();
     attend_layer(m, il, w->part, n_part);
@@ -615,10 +636,7 @@ static void layer_feed_forward(kvc_model *m, uint32_t il, uint32_t n, uint32_t c
 
 static void embed_row(struct rows *r, uint32_t i, uint32_t thread) {
     (void)thread;
-    const kvc__part *p = r->part;
-    while (i >= p->row0 + p->n) {
-        p++;
-    }
+    const kvc__part *p = part_of(r->part, i);
     float *x = r->x + (size_t)i * r->width;
     kvc__mat_row(&r->m->embd, (uint32_t)p->token[i - p->row0], x);
     if (r->m->hp.embd_scale != 1.0f) {
