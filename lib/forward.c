@@ -33,6 +33,8 @@ struct product {
     kvc__work *work; /* for scratch of a thread */
     float *add;      /* of one matrix: what its product is added to; out isn't written then */
     void (*gate)(float *gate, const float *up, uint32_t n); /* of gated products */
+    float cap;                                              /* of logits, 0: none */
+    float *const *to;  /* of the head: [act->n] where each row of logits goes */
     kvc__act *gated;   /* what they give, rounded to int8; NULL: floats in out[0] */
     kvc__pool_fn span; /* does n_item items for all of act's rows */
     uint32_t n_item;
@@ -99,6 +101,35 @@ static void added_groups(const struct product *p, uint32_t g0, uint32_t g1, uint
             p->kern->add(to + (size_t)t * w->n_row, strip + (size_t)t * stride, n);
         }
     }
+}
+
+/* Logits of the groups [g0, g1). Rows that lie a multiple of 4 KiB apart would share few places in
+ * a cache, so several are computed side by side in a strip. */
+static void head_groups(const struct product *p, uint32_t g0, uint32_t g1, uint32_t thread) {
+    const kvc__mat *w = p->w[0];
+    const bool one = p->act->n == 1;
+    const uint32_t take = strip_groups(p), stride = take * KVC__GROUP;
+    for (uint32_t g = g0; g < g1; g += take) {
+        const uint32_t stop = g + take < g1 ? g + take : g1, n = rows_in(w, g, stop);
+        const size_t col = (size_t)g * KVC__GROUP;
+        float *strip = one ? p->to[0] + col : strip_of(p, thread, 0);
+        run_groups(p, 0, g, stop, strip, stride, thread);
+        for (uint32_t t = 0; t < p->act->n; t++) {
+            float *y = strip + (size_t)t * stride;
+            if (p->cap > 0.0f) {
+                p->kern->soft_cap(y, p->cap, n);
+            }
+            if (!one) {
+                memcpy(p->to[t] + col, y, n * sizeof *y);
+            }
+        }
+    }
+}
+
+static void head_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
+    const struct product *p = arg;
+    const uint32_t g1 = end * p->unit, n = p->w[0]->n_group;
+    head_groups(p, first * p->unit, g1 < n ? g1 : n, thread);
 }
 
 static void product_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
@@ -251,6 +282,15 @@ static void multiply_gated(kvc_model *m, const kvc__act *act, bool quantised,
     p.gated = gated;
     p.unit = p.unit > whole ? p.unit : whole;
     run_product(m, &p, (w[0]->n_group + p.unit - 1) / p.unit, gated_span);
+}
+
+/* to[i][n_row] = row i of act × w[0]ᵀ, capped. */
+static void multiply_head(kvc_model *m, const kvc__act *act, bool quantised,
+                          const kvc__mat *const *w, float *const *to) {
+    struct product p = product_of(m, act, quantised, 1, w, (float *const[]){NULL});
+    p.to = to;
+    p.cap = m->hp.logit_cap;
+    kvc__pool_run(m->pool, (w[0]->n_group + p.unit - 1) / p.unit, head_span, &p);
 }
 
 /* ---------------------------------------------------------------- rows */
@@ -644,32 +684,13 @@ static void embed_row(struct rows *r, uint32_t i, uint32_t thread) {
     }
 }
 
-static void cap_row(struct rows *r, uint32_t i, uint32_t thread) {
-    (void)thread;
-    r->m->kern->soft_cap(r->x + (size_t)i * r->width, r->m->hp.logit_cap, r->width);
-}
-
-/* Logits of up to KVC__HEAD_ROWS gathered rows at x, then to their sessions. */
+/* Logits of up to KVC__HEAD_ROWS gathered rows at h. */
 static void head_rows(kvc_model *m, uint32_t n, float *const *to, uint32_t compute) {
     kvc__work *w = m->work;
     const kvc__mat *const head[] = {&m->head};
     struct rows r = act_of(m, n, m->hp.n_embd, w->h, w->h, compute, 1, head);
     norm(&r, m->out_norm);
-    const size_t vocab = m->hp.n_vocab;
-    bool dense = true;
-    for (uint32_t i = 1; i < n; i++) {
-        dense &= to[i] == to[0] + i * vocab;
-    }
-    float *logits = dense ? to[0] : w->logits;
-    multiply(m, &r.act, r.quantise, 1, head, &logits, NULL);
-    if (m->hp.logit_cap > 0.0f) {
-        r = rows_of(m, n, m->hp.n_vocab, logits, NULL);
-        r.fn = cap_row;
-        each_row(&r);
-    }
-    for (uint32_t i = 0; i < n && !dense; i++) {
-        memcpy(to[i], logits + i * vocab, vocab * sizeof(float));
-    }
+    multiply_head(m, &r.act, r.quantise, head, to);
 }
 
 /* Logits of the tokens that were asked for. */
@@ -788,9 +809,8 @@ static int32_t work_create(kvc_model *m, kvc__err *err) {
             kvc__alloc_n(&m->mem, w->tile_floats * kvc__pool_n_thread(m->pool), sizeof(float));
         held &= w->group != NULL;
     }
-    w->logits = kvc__alloc_n(&m->mem, (size_t)KVC__HEAD_ROWS * hp->n_vocab, sizeof(float));
     if (w->part == NULL || w->want == NULL || w->x == NULL || w->h == NULL || w->gate == NULL ||
-        w->strip == NULL || w->row == NULL || !held || w->tile == NULL || w->logits == NULL) {
+        w->strip == NULL || w->row == NULL || !held || w->tile == NULL) {
         kvc__work_free(m);
         return kvc__fail(err, KVC_E_NOMEM, "no memory for a batch's scratch; lower n_batch");
     }
@@ -829,7 +849,6 @@ void kvc__work_free(kvc_model *model) {
     kvc__free(m, w->tile, w->tile_floats * kvc__pool_n_thread(model->pool) * f);
     kvc__free(m, w->group,
               w->group != NULL ? w->tile_floats * kvc__pool_n_thread(model->pool) * f : 0);
-    kvc__free(m, w->logits, KVC__HEAD_ROWS * (size_t)hp->n_vocab * f);
     kvc__free(m, w, sizeof *w);
     model->work = NULL;
 }

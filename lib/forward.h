@@ -61,7 +61,6 @@ typedef struct kvc__work {
     kvc__act rounded[2]; /* buffers [n_batch][widest] of what goes into products in int8 */
     float *tile;         /* [n_thread][tile_floats] a group of weights as floats */
     float *group;        /* as tile: one that is packed in use, or NULL: all are packed */
-    float *logits;       /* [KVC__HEAD_ROWS][n_vocab] for rows of several sessions */
     size_t tile_floats, strip_floats, widest;
     uint64_t attention_ns, policy_ns;
 } kvc__work;
