@@ -392,7 +392,7 @@ static void flush_blocks(kvc__attend *a) {
     kvc__pool_run(a->pool, items, ranges_span, a);
     kvc__attend_brought(a);
     collect_failures(a);
-    run_items(a, a->n_block * heads, rows <= 2 && results <= 24, merge_span);
+    run_items(a, a->n_block * heads, rows <= 2 && results <= 8, merge_span);
     collect_failures(a);
     a->n_block = 0;
 }
