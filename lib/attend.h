@@ -135,9 +135,10 @@ int32_t kvc__attend_reserve(kvc__attend *a, kvc_model *model, uint32_t n_ctx, bo
                             bool select, kvc__err *err);
 /** Frees the scratch; a zeroed one is legal. */
 void kvc__attend_free(kvc__attend *a, kvc_model *model);
-/** Turns keys and queries of a row of layer a->layer, at a position of a session with that stack. A
- * prompt's rows are turned so in front of kvc__attend_run(), by whoever has them in its cache;
- * those of few tokens there, for a crossing would cost more. [any] for different rows. */
+/** Turns keys and queries of a row of layer a->layer, at a position of a session with that stack;
+ * and brings them and the values to the form in which pages hold and meet them, when no policy is
+ * shown rows before that. For every row of a layer once, in front of kvc__attend_run(), with
+ * a->turned set; or for none, and then it happens there. [any] for different rows. */
 void kvc__attend_turn(kvc__attend *a, const kvc__stack *stack, uint32_t row, int32_t pos);
 /** Appends the rows of all pieces to the given layer's lanes and attends. Pieces with a negative
  * status are passed over; a piece that fails gets one, and the others go on. */

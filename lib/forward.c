@@ -8,291 +8,6 @@
 
 #include <string.h>
 
-/* ---------------------------------------------------------------- products */
-
-/* Tokens that a part has at least. Each part reads the weights anew: in pairs, with two threads,
- * parts of 32 tokens gained nothing, of 64 two hundredths, of 256 six. */
-#define PART_TOKENS 64u
-#define TILE_TOKENS 8u /* parts are whole tiles of tokens, but for the last */
-
-/* Floats of a strip, see strip_of(): two of them and a group's weights stay in a core's own cache.
- */
-#define STRIP_FLOATS 16384u
-
-/* Some matrices that share their input: one phase over all their row groups, with what can be done
- * to a part of the outputs while it is at hand. */
-struct product {
-    const kvc__kern *kern;
-    const kvc__mat *w[3];
-    float *out[3];
-    uint32_t first[4]; /* first item of each matrix, and one past */
-    uint32_t unit;     /* groups of an item */
-    uint32_t step;     /* groups that the two of a gated product take in turn */
-    bool quantised;
-    const kvc__act *act;
-    kvc__work *work; /* for scratch of a thread */
-    float *add;      /* of one matrix: what its product is added to; out isn't written then */
-    void (*gate)(float *gate, const float *up, uint32_t n); /* of gated products */
-    float cap;                                              /* of logits, 0: none */
-    float *const *to;  /* of the head: [act->n] where each row of logits goes */
-    kvc__act *gated;   /* what they give, rounded to int8; NULL: floats in out[0] */
-    kvc__pool_fn span; /* does n_item items for all of act's rows */
-    uint32_t n_item;
-    uint32_t each; /* rows of a part */
-};
-
-/* Rows of w in its groups [g0, g1). */
-static uint32_t rows_in(const kvc__mat *w, uint32_t g0, uint32_t g1) {
-    const uint32_t end = g1 * KVC__GROUP;
-    return (end < w->n_row ? end : w->n_row) - g0 * KVC__GROUP;
-}
-
-static void run_packed(const struct product *p, const kvc__mat *w, uint32_t n_group, float *out,
-                       size_t stride, uint32_t thread) {
-    if (p->quantised && kvc__mat_quantised(w->type)) {
-        p->kern->mm_q(w, 0, n_group, p->act, out, stride);
-    } else {
-        p->kern->mm_f(w, 0, n_group, p->act, out, stride,
-                      p->work->tile + thread * p->work->tile_floats);
-    }
-}
-
-/* out[act->n, stride] = act × the rows of w[i] in groups [g0, g1), the first of them in column 0.
- */
-static void run_groups(const struct product *p, uint32_t i, uint32_t g0, uint32_t g1, float *out,
-                       size_t stride, uint32_t thread) {
-    const kvc__mat *w = p->w[i];
-    kvc__mat part = *w;
-    if (w->data != NULL) {
-        part.n_row = rows_in(w, g0, g1);
-        part.n_group = g1 - g0;
-        part.data += g0 * w->stride;
-        run_packed(p, &part, part.n_group, out, stride, thread);
-        return;
-    }
-    for (uint32_t g = g0; g < g1; g++, out += KVC__GROUP) {
-        uint8_t *buf = (uint8_t *)(p->work->group + thread * p->work->tile_floats);
-        kvc__mat_group(w, g, buf, &part);
-        run_packed(p, &part, 1, out, stride, thread);
-    }
-}
-
-/* A thread's strips: products of so many groups and all rows, for what is done to them at once. */
-static float *strip_of(const struct product *p, uint32_t thread, uint32_t i) {
-    return p->work->strip + (2 * (size_t)thread + i) * p->work->strip_floats;
-}
-
-/* Groups of a strip: whole items, and no more than stay in a core's cache. */
-static uint32_t strip_groups(const struct product *p) {
-    const uint32_t n = STRIP_FLOATS / (KVC__GROUP * p->act->n) / p->unit * p->unit;
-    return n > p->unit ? n : p->unit;
-}
-
-/* add += act × the groups [g0, g1) of the one matrix. */
-static void added_groups(const struct product *p, uint32_t g0, uint32_t g1, uint32_t thread) {
-    const kvc__mat *w = p->w[0];
-    float *strip = strip_of(p, thread, 0);
-    const uint32_t take = strip_groups(p), stride = take * KVC__GROUP;
-    for (uint32_t g = g0; g < g1; g += take) {
-        const uint32_t stop = g + take < g1 ? g + take : g1, n = rows_in(w, g, stop);
-        run_groups(p, 0, g, stop, strip, stride, thread);
-        float *to = p->add + (size_t)g * KVC__GROUP;
-        for (uint32_t t = 0; t < p->act->n; t++) {
-            p->kern->add(to + (size_t)t * w->n_row, strip + (size_t)t * stride, n);
-        }
-    }
-}
-
-/* Logits of the groups [g0, g1). Rows that lie a multiple of 4 KiB apart would share few places in
- * a cache, so several are computed side by side in a strip. */
-static void head_groups(const struct product *p, uint32_t g0, uint32_t g1, uint32_t thread) {
-    const kvc__mat *w = p->w[0];
-    const bool one = p->act->n == 1;
-    const uint32_t take = strip_groups(p), stride = take * KVC__GROUP;
-    for (uint32_t g = g0; g < g1; g += take) {
-        const uint32_t stop = g + take < g1 ? g + take : g1, n = rows_in(w, g, stop);
-        const size_t col = (size_t)g * KVC__GROUP;
-        float *strip = one ? p->to[0] + col : strip_of(p, thread, 0);
-        run_groups(p, 0, g, stop, strip, stride, thread);
-        for (uint32_t t = 0; t < p->act->n; t++) {
-            float *y = strip + (size_t)t * stride;
-            if (p->cap > 0.0f) {
-                p->kern->soft_cap(y, p->cap, n);
-            }
-            if (!one) {
-                memcpy(p->to[t] + col, y, n * sizeof *y);
-            }
-        }
-    }
-}
-
-static void head_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
-    const struct product *p = arg;
-    const uint32_t g1 = end * p->unit, n = p->w[0]->n_group;
-    head_groups(p, first * p->unit, g1 < n ? g1 : n, thread);
-}
-
-static void product_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
-    const struct product *p = arg;
-    for (uint32_t i = 0; first < end; i++) {
-        const uint32_t stop = end < p->first[i + 1] ? end : p->first[i + 1];
-        if (first >= stop) {
-            continue;
-        }
-        const kvc__mat *w = p->w[i];
-        const uint32_t g0 = (first - p->first[i]) * p->unit, g = (stop - p->first[i]) * p->unit;
-        const uint32_t g1 = g < w->n_group ? g : w->n_group;
-        if (p->add != NULL) {
-            added_groups(p, g0, g1, thread);
-        } else {
-            run_groups(p, i, g0, g1, p->out[i] + (size_t)g0 * KVC__GROUP, w->n_row, thread);
-        }
-        first = stop;
-    }
-}
-
-/* Groups [g0, g1) of both matrices, which lie side by side, for one strip. */
-static void gated_groups(const struct product *p, uint32_t g0, uint32_t g1, uint32_t thread) {
-    const size_t n_row = p->w[0]->n_row, col = (size_t)g0 * KVC__GROUP;
-    const uint32_t n = rows_in(p->w[0], g0, g1), width = (g1 - g0) * KVC__GROUP;
-    float *up = strip_of(p, thread, 1), *gate = strip_of(p, thread, 0);
-    size_t stride = width;
-    if (p->gated == NULL) {
-        gate = p->out[0] + col;
-        stride = n_row;
-    }
-    for (uint32_t g = g0, stop; g < g1; g = stop) {
-        const size_t at = (size_t)(g - g0) * KVC__GROUP;
-        stop = g + p->step < g1 ? g + p->step : g1;
-        run_groups(p, 0, g, stop, gate + at, stride, thread);
-        run_groups(p, 1, g, stop, up + at, width, thread);
-    }
-    for (uint32_t t = 0; t < p->act->n; t++) {
-        float *y = gate + t * stride;
-        p->gate(y, up + (size_t)t * width, n);
-        if (p->gated != NULL) {
-            const size_t at = t * n_row + col, block = 2 * (at / KVC__BLOCK);
-            p->kern->quantize(y, n, p->gated->q + at, p->gated->d + block, p->gated->sum + block);
-        }
-    }
-}
-
-static void gated_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
-    const struct product *p = arg;
-    const uint32_t last = end * p->unit, take = strip_groups(p);
-    const uint32_t g1 = last < p->w[0]->n_group ? last : p->w[0]->n_group;
-    for (uint32_t g = first * p->unit; g < g1; g += take) {
-        gated_groups(p, g, g + take < g1 ? g + take : g1, thread);
-    }
-}
-
-/* Rows [t0, t0 + n) of activations. */
-static kvc__act act_part(const kvc__act *a, uint32_t t0, uint32_t n) {
-    const size_t value = (size_t)t0 * a->n_col, block = 2 * (value / KVC__BLOCK);
-    return (kvc__act){.n = n,
-                      .n_col = a->n_col,
-                      .f = a->f + t0 * a->f_stride,
-                      .f_stride = a->f_stride,
-                      .q = a->q + value,
-                      .d = a->d + block,
-                      .sum = a->sum + block};
-}
-
-/* Some items of one part of the rows: the product as if there were no others. */
-static void part_span(const struct product *p, uint32_t t0, uint32_t first, uint32_t end,
-                      uint32_t thread) {
-    const uint32_t n = p->act->n - t0 < p->each ? p->act->n - t0 : p->each;
-    const kvc__act act = act_part(p->act, t0, n);
-    struct product part = *p;
-    kvc__act gated;
-    part.act = &act;
-    for (uint32_t i = 0; i < 3 && p->out[i] != NULL; i++) {
-        part.out[i] += (size_t)t0 * p->w[i]->n_row;
-    }
-    if (p->add != NULL) {
-        part.add += (size_t)t0 * p->w[0]->n_row;
-    }
-    if (p->gated != NULL) {
-        gated = act_part(p->gated, t0, n);
-        part.gated = &gated;
-    }
-    p->span(&part, first, end, thread);
-}
-
-static void parts_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
-    const struct product *p = arg;
-    while (first < end) {
-        const uint32_t i = first / p->n_item, item0 = i * p->n_item;
-        const uint32_t stop = end - item0 < p->n_item ? end : item0 + p->n_item;
-        part_span(p, i * p->each, first - item0, stop - item0, thread);
-        first = stop;
-    }
-}
-
-/* Runs a product of n_item items. A prompt's rows are divided among the threads, since those that a
- * thread has just rounded or normed lie in its cache: phases over rows are shared out in the same
- * order. Weights that are packed at each use are packed once, for all rows. */
-static void run_product(kvc_model *m, struct product *p, uint32_t n_item, kvc__pool_fn span) {
-    const uint32_t n = p->act->n, threads = kvc__pool_n_thread(m->pool);
-    uint32_t n_part = n / PART_TOKENS < threads ? n / PART_TOKENS : threads;
-    if (n_part < 2 || p->w[0]->data == NULL) {
-        kvc__pool_run(m->pool, n_item, span, p);
-        return;
-    }
-    p->span = span;
-    p->n_item = n_item;
-    p->each = ((n + n_part - 1) / n_part + TILE_TOKENS - 1) / TILE_TOKENS * TILE_TOKENS;
-    n_part = (n + p->each - 1) / p->each;
-    kvc__pool_run(m->pool, n_item * n_part, parts_span, p);
-}
-
-/* A product of n matrices. */
-static struct product product_of(kvc_model *m, const kvc__act *act, bool quantised, uint32_t n,
-                                 const kvc__mat *const *w, float *const *out) {
-    struct product p = {
-        .kern = m->kern, .quantised = quantised, .act = act, .unit = 1, .step = 1, .work = m->work};
-    for (uint32_t i = 0; i < n; i++) {
-        p.w[i] = w[i];
-        p.out[i] = out[i];
-        if (!quantised || !kvc__mat_quantised(w[i]->type)) {
-            p.unit = p.step = KVC__MM_F_GROUPS;
-        }
-    }
-    return p;
-}
-
-/* out[i][act->n, n_row] = act × w[i]ᵀ for n matrices; when add is given, add += act × w[0]ᵀ. */
-static void multiply(kvc_model *m, const kvc__act *act, bool quantised, uint32_t n,
-                     const kvc__mat *const *w, float *const *out, float *add) {
-    struct product p = product_of(m, act, quantised, n, w, out);
-    p.add = add;
-    for (uint32_t i = 0; i < n; i++) {
-        p.first[i + 1] = p.first[i] + (w[i]->n_group + p.unit - 1) / p.unit;
-    }
-    run_product(m, &p, p.first[n], product_span);
-}
-
-/* out[0] = gate(act × w[0]ᵀ) × (act × w[1]ᵀ), rounded too when gated isn't NULL: then an item's
- * groups are whole blocks. */
-static void multiply_gated(kvc_model *m, const kvc__act *act, bool quantised,
-                           const kvc__mat *const *w, float *const *out, kvc__act *gated) {
-    struct product p = product_of(m, act, quantised, 2, w, out);
-    const uint32_t whole = KVC__BLOCK / KVC__GROUP;
-    p.gate = m->arch->gelu ? m->kern->gelu_mul : m->kern->silu_mul;
-    p.gated = gated;
-    p.unit = p.unit > whole ? p.unit : whole;
-    run_product(m, &p, (w[0]->n_group + p.unit - 1) / p.unit, gated_span);
-}
-
-/* to[i][n_row] = row i of act × w[0]ᵀ, capped. */
-static void multiply_head(kvc_model *m, const kvc__act *act, bool quantised,
-                          const kvc__mat *const *w, float *const *to) {
-    struct product p = product_of(m, act, quantised, 1, w, (float *const[]){NULL});
-    p.to = to;
-    p.cap = m->hp.logit_cap;
-    kvc__pool_run(m->pool, (w[0]->n_group + p.unit - 1) / p.unit, head_span, &p);
-}
-
 /* ---------------------------------------------------------------- rows */
 
 static bool wants_int8(uint32_t compute, const kvc__mat *w) {
@@ -309,9 +24,10 @@ struct rows {
     kvc__act act;
     float *x, *y;
     uint32_t n, width;
-    uint32_t each;       /* rows of an item */
-    bool quantise;       /* y is wanted in int8 too, */
-    bool quantised_only; /* or nothing else of it */
+    uint32_t n_part;
+    uint32_t each; /* rows of an item */
+    bool int8;     /* y is wanted as int8 */
+    bool floats;   /* y is wanted as floats */
 };
 
 static void rows_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
@@ -336,7 +52,7 @@ static void quantise(struct rows *r, uint32_t i, const float *y) {
 
 static void quantise_row(struct rows *r, uint32_t i, uint32_t thread) {
     (void)thread;
-    if (r->quantise) {
+    if (r->int8) {
         quantise(r, i, r->y + (size_t)i * r->width);
     }
 }
@@ -346,9 +62,9 @@ static void quantise_row(struct rows *r, uint32_t i, uint32_t thread) {
 static void norm_row(struct rows *r, uint32_t i, uint32_t thread) {
     const size_t at = (size_t)i * r->width;
     const kvc__work *w = r->m->work;
-    float *y = r->quantised_only ? w->row + thread * w->widest : r->y + at;
+    float *y = r->floats ? r->y + at : w->row + thread * w->widest;
     r->m->kern->rms_norm(r->x + at, r->w, r->width, r->m->hp.norm_eps, y);
-    if (r->quantise) {
+    if (r->int8) {
         quantise(r, i, y);
     }
 }
@@ -402,12 +118,11 @@ static struct rows rows_of(kvc_model *m, uint32_t n, uint32_t width, float *x, f
 static struct rows act_of(kvc_model *m, uint32_t n, uint32_t width, float *x, float *y,
                           uint32_t compute, uint32_t n_mat, const kvc__mat *const *w) {
     struct rows r = rows_of(m, n, width, x, y);
-    uint32_t rounded = 0;
     for (uint32_t i = 0; i < n_mat; i++) {
-        rounded += wants_int8(compute, w[i]) ? 1 : 0;
+        const bool int8 = wants_int8(compute, w[i]);
+        r.int8 |= int8;
+        r.floats |= !int8;
     }
-    r.quantise = rounded > 0;
-    r.quantised_only = rounded == n_mat;
     return r;
 }
 
@@ -417,46 +132,50 @@ static void norm(struct rows *r, const float *w) {
     each_row(r);
 }
 
-/* x += the norm of y, when the architecture has weights for that; else x has y already. */
-static void add_normed(kvc_model *m, uint32_t n, float *x, float *y, const float *w) {
-    if (w != NULL) {
-        struct rows r = rows_of(m, n, m->hp.n_embd, x, y);
-        r.w = w;
-        r.fn = add_normed_row;
-        each_row(&r);
+/* x += act × wᵀ, or its norm where the architecture has weights for that. */
+static void add_branch(kvc_model *m, const kvc__act *act, bool int8, const kvc__mat *mat,
+                       const float *norm_w) {
+    kvc__work *w = m->work;
+    if (norm_w == NULL) {
+        kvc__multiply_add(&w->products, act, int8, mat, w->x);
+        return;
     }
+    struct rows r = rows_of(m, act->n, m->hp.n_embd, w->x, w->h);
+    r.w = norm_w;
+    r.fn = add_normed_row;
+    kvc__multiply(&w->products, act, int8, 1, &mat, &w->h);
+    each_row(&r);
 }
 
-static const kvc__part *part_of(const kvc__part *p, uint32_t row) {
-    while (row >= p->row0 + p->n) {
-        p++;
+/* The part that a row belongs to. */
+static const kvc__part *part_of(const struct rows *r, uint32_t row) {
+    uint32_t at = 0, end = r->n_part;
+    while (end - at > 1) {
+        const uint32_t middle = (at + end) / 2;
+        if (r->part[middle].row0 <= row) {
+            at = middle;
+        } else {
+            end = middle;
+        }
     }
-    return p;
+    return &r->part[at];
 }
 
 static void turn_row(struct rows *r, uint32_t i, uint32_t thread) {
-    const kvc__part *p = part_of(r->part, i);
+    const kvc__part *p = part_of(r, i);
     (void)thread;
     kvc__attend_turn(&r->m->work->attend, p->stack, i, p->pos0 + (int32_t)(i - p->row0));
 }
 
-/* What stands between a layer's projections and attention. */
-static void finish_projections(kvc_model *m, uint32_t n, uint32_t il) {
-    const kvc__layer *layer = &m->layer[il];
-    kvc__attend *a = &m->work->attend;
-    struct rows r = {.m = m, .n = n, .layer = layer, .part = m->work->part};
+/* What stands between a layer's projections and attention in some architectures. */
+static void finish_projections(kvc_model *m, uint32_t n, const kvc__layer *layer) {
+    struct rows r = {.m = m, .n = n, .layer = layer};
     if (layer->q_bias != NULL) {
         r.fn = bias_row;
         each_row(&r);
     }
     if (layer->q_norm != NULL) {
         r.fn = head_norms_row;
-        each_row(&r);
-    }
-    a->layer = il;
-    a->turned = n >= PART_TOKENS;
-    if (a->turned) {
-        r.fn = turn_row;
         each_row(&r);
     }
 }
@@ -630,6 +349,18 @@ static void attend_layer(kvc_model *m, uint32_t layer, kvc__part *part, uint32_t
     }
 }
 
+/* Turns the rows of a prompt in front of attention, where one thread has a row whole: those of few
+ * tokens are turned there, for a phase of their own would cost more. */
+static void turn_layer(kvc_model *m, uint32_t il, uint32_t n_part, uint32_t n) {
+    kvc__attend *a = &m->work->attend;
+    a->layer = il;
+    a->turned = n >= KVC__MANY_ROWS;
+    if (a->turned) {
+        struct rows r = {.m = m, .fn = turn_row, .n = n, .part = m->work->part, .n_part = n_part};
+        each_row(&r);
+    }
+}
+
 /* ---------------------------------------------------------------- a layer, and the whole */
 
 static void layer_attention(kvc_model *m, uint32_t il, uint32_t n_part, uint32_t n,
@@ -641,25 +372,25 @@ static void layer_attention(kvc_model *m, uint32_t il, uint32_t n_part, uint32_t
     float *const to[] = {w->attend.q, w->attend.k, w->attend.v};
     struct rows r = act_of(m, n, hp->n_embd, w->x, w->h, compute, 3, qkv);
     norm(&r, l->attn_norm);
-    multiply(m, &r.act, r.quantise, 3, qkv, to, NULL);
-    finish_projections(m, n, il);
+    kvc__multiply(&w->products, &r.act, r.int8, 3, qkv, to);
+    finish_projections(m, n, l);
 
     const uint64_t t0 = kvc__clock_ns();
+    turn_layer(m, il, n_part, n);
     attend_layer(m, il, w->part, n_part);
     w->attention_ns += kvc__clock_ns() - t0;
 
     r = act_of(m, n, hp->n_head * hp->dim_v, NULL, w->attend.out, compute, 1, o);
     r.fn = quantise_row;
     each_row(&r);
-    multiply(m, &r.act, r.quantise, 1, o, &w->h, l->attn_post == NULL ? w->x : NULL);
-    add_normed(m, n, w->x, w->h, l->attn_post);
+    add_branch(m, &r.act, r.int8, &l->o, l->attn_post);
 }
 
 static void layer_feed_forward(kvc_model *m, uint32_t il, uint32_t n, uint32_t compute) {
     kvc__work *w = m->work;
     const kvc__layer *l = &m->layer[il];
     const kvc__hparams *hp = &m->hp;
-    const kvc__mat *const gate_up[] = {&l->gate, &l->up}, *const down[] = {&l->down};
+    const kvc__mat *const gate_up[] = {&l->gate, &l->up};
     struct rows r = act_of(m, n, hp->n_embd, w->x, w->h, compute, 2, gate_up);
     norm(&r, l->ffn_norm);
     const bool rounds = wants_int8(compute, &l->down);
@@ -668,15 +399,15 @@ static void layer_feed_forward(kvc_model *m, uint32_t il, uint32_t n, uint32_t c
     gated.n_col = hp->n_ff;
     gated.f = w->gate;
     gated.f_stride = hp->n_ff;
-    multiply_gated(m, &r.act, r.quantise, gate_up, (float *const[]){w->gate, NULL},
-                   rounds ? &gated : NULL);
-    multiply(m, &gated, rounds, 1, down, &w->h, l->ffn_post == NULL ? w->x : NULL);
-    add_normed(m, n, w->x, w->h, l->ffn_post);
+    kvc__multiply_gated(&w->products, &r.act, r.int8, gate_up,
+                        m->arch->gelu ? m->kern->gelu_mul : m->kern->silu_mul, w->gate,
+                        rounds ? &gated : NULL);
+    add_branch(m, &gated, rounds, &l->down, l->ffn_post);
 }
 
 static void embed_row(struct rows *r, uint32_t i, uint32_t thread) {
     (void)thread;
-    const kvc__part *p = part_of(r->part, i);
+    const kvc__part *p = part_of(r, i);
     float *x = r->x + (size_t)i * r->width;
     kvc__mat_row(&r->m->embd, (uint32_t)p->token[i - p->row0], x);
     if (r->m->hp.embd_scale != 1.0f) {
@@ -690,7 +421,7 @@ static void head_rows(kvc_model *m, uint32_t n, float *const *to, uint32_t compu
     const kvc__mat *const head[] = {&m->head};
     struct rows r = act_of(m, n, m->hp.n_embd, w->h, w->h, compute, 1, head);
     norm(&r, m->out_norm);
-    multiply_head(m, &r.act, r.quantise, head, to);
+    kvc__multiply_rows(&w->products, &r.act, r.int8, &m->head, m->hp.logit_cap, to);
 }
 
 /* Logits of the tokens that were asked for. */
@@ -742,6 +473,7 @@ void kvc__forward(kvc_model *m, uint32_t n_part, uint32_t compute) {
     struct rows r = rows_of(m, n, m->hp.n_embd, w->x, w->x);
     r.fn = embed_row;
     r.part = w->part;
+    r.n_part = n_part;
     each_row(&r);
     for (uint32_t il = 0; il < m->hp.n_layer; il++) {
         if (!any_left(w->part, n_part)) {
@@ -760,18 +492,17 @@ static size_t max3(size_t a, size_t b, size_t c) {
     return a > c ? a : c;
 }
 
-static size_t tile_floats(const kvc_model *m) {
+static size_t tile_bytes(const kvc_model *m) {
     size_t most = kvc__tile_bytes(&m->head);
     for (uint32_t i = 0; i < m->hp.n_layer; i++) {
         const kvc__layer *l = &m->layer[i];
-        most =
-            max3(most, max3(kvc__tile_bytes(&l->q), kvc__tile_bytes(&l->k), kvc__tile_bytes(&l->v)),
-                 kvc__tile_bytes(&l->o));
-        most = max3(
-            most,
-            max3(kvc__tile_bytes(&l->gate), kvc__tile_bytes(&l->up), kvc__tile_bytes(&l->down)), 0);
+        const kvc__mat *const w[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
+        for (size_t k = 0; k < sizeof w / sizeof *w; k++) {
+            const size_t bytes = kvc__tile_bytes(w[k]);
+            most = bytes > most ? bytes : most;
+        }
     }
-    return (most / sizeof(float) + 15) & ~(size_t)15;
+    return most;
 }
 
 static int32_t work_create(kvc_model *m, kvc__err *err) {
@@ -785,15 +516,11 @@ static int32_t work_create(kvc_model *m, kvc__err *err) {
     const size_t n = m->n_batch;
     w->widest = max3(hp->n_embd, hp->n_ff, (size_t)hp->n_head * hp->dim_v);
     w->widest = (w->widest + 31) & ~(size_t)31;
-    w->tile_floats = tile_floats(m);
     w->part = kvc__alloc_n(&m->mem, n, sizeof *w->part);
     w->want = kvc__alloc_n(&m->mem, n, sizeof *w->want);
     w->x = kvc__alloc_n(&m->mem, n * hp->n_embd, sizeof(float));
     w->h = kvc__alloc_n(&m->mem, n * hp->n_embd, sizeof(float));
     w->gate = kvc__alloc_n(&m->mem, n * hp->n_ff, sizeof(float));
-    w->strip_floats = max3(n * KVC__MM_F_GROUPS * KVC__GROUP, STRIP_FLOATS, 0);
-    w->strip =
-        kvc__alloc_n(&m->mem, 2 * w->strip_floats * kvc__pool_n_thread(m->pool), sizeof(float));
     w->row = kvc__alloc_n(&m->mem, w->widest * kvc__pool_n_thread(m->pool), sizeof(float));
     bool held = true;
     for (uint32_t i = 0; i < 2; i++) {
@@ -803,14 +530,10 @@ static int32_t work_create(kvc_model *m, kvc__err *err) {
         a->sum = kvc__alloc_n(&m->mem, n * w->widest / 16, sizeof(int32_t));
         held &= a->q != NULL && a->d != NULL && a->sum != NULL;
     }
-    w->tile = kvc__alloc_n(&m->mem, w->tile_floats * kvc__pool_n_thread(m->pool), sizeof(float));
-    if (m->weight == NULL) {
-        w->group =
-            kvc__alloc_n(&m->mem, w->tile_floats * kvc__pool_n_thread(m->pool), sizeof(float));
-        held &= w->group != NULL;
-    }
+    held &= kvc__products_init(&w->products, &m->mem, m->kern, m->pool, m->n_batch, tile_bytes(m),
+                               m->weight == NULL);
     if (w->part == NULL || w->want == NULL || w->x == NULL || w->h == NULL || w->gate == NULL ||
-        w->strip == NULL || w->row == NULL || !held || w->tile == NULL) {
+        w->row == NULL || !held) {
         kvc__work_free(m);
         return kvc__fail(err, KVC_E_NOMEM, "no memory for a batch's scratch; lower n_batch");
     }
@@ -839,16 +562,13 @@ void kvc__work_free(kvc_model *model) {
     kvc__free(m, w->x, n * hp->n_embd * f);
     kvc__free(m, w->h, n * hp->n_embd * f);
     kvc__free(m, w->gate, n * hp->n_ff * f);
-    kvc__free(m, w->strip, 2 * w->strip_floats * kvc__pool_n_thread(model->pool) * f);
     kvc__free(m, w->row, w->widest * kvc__pool_n_thread(model->pool) * f);
     for (uint32_t i = 0; i < 2; i++) {
         kvc__free(m, w->rounded[i].q, n * w->widest);
         kvc__free(m, w->rounded[i].d, n * w->widest / 16 * f);
         kvc__free(m, w->rounded[i].sum, n * w->widest / 16 * sizeof(int32_t));
     }
-    kvc__free(m, w->tile, w->tile_floats * kvc__pool_n_thread(model->pool) * f);
-    kvc__free(m, w->group,
-              w->group != NULL ? w->tile_floats * kvc__pool_n_thread(model->pool) * f : 0);
+    kvc__products_free(&w->products, m);
     kvc__free(m, w, sizeof *w);
     model->work = NULL;
 }

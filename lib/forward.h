@@ -8,6 +8,7 @@
 #include "attend.h"
 #include "err.h"
 #include "model.h"
+#include "product.h"
 #include "stack.h"
 #include "store.h"
 
@@ -54,14 +55,12 @@ typedef struct kvc__work {
     kvc__part *part;     /* [n_batch] */
     int32_t *want;       /* [n_batch] */
     float *x;            /* [n_batch][n_embd] the residual stream */
-    float *h;            /* [n_batch][n_embd] normed, or a branch's output */
-    float *gate;         /* [n_batch][n_ff] */
-    float *strip;        /* [n_thread][2][strip_floats] products of some groups and all rows */
-    float *row;          /* [n_thread][widest] */
+    float *h;            /* [n_batch][n_embd] normed rows that are read as floats; a branch */
+    float *gate;         /* [n_batch][n_ff] the same of gated rows */
+    float *row;          /* [n_thread][widest] a normed row that only int8 is made of */
     kvc__act rounded[2]; /* buffers [n_batch][widest] of what goes into products in int8 */
-    float *tile;         /* [n_thread][tile_floats] a group of weights as floats */
-    float *group;        /* as tile: one that is packed in use, or NULL: all are packed */
-    size_t tile_floats, strip_floats, widest;
+    kvc__products products;
+    size_t widest;
     uint64_t attention_ns, policy_ns;
 } kvc__work;
 

@@ -24,8 +24,7 @@
 typedef struct kvc__kern {
     const char *name; /* "scalar", "avx2", "avx512" */
 
-    /* ---- products: out[t, row] for rows of groups [g0, g1) and all a->n tokens; out is [n,
-     * out_stride], written only at rows < w->n_row.
+    /* ---- products: out[t, row] for all rows of w and all a->n tokens; out is [n, out_stride].
      *
      * A quantised weight is scale * value + min: the scale is d, of Q4_K and Q5_K d * sc; min is m
      * of Q4_1 and Q5_1, -(dmin * mn) of Q4_K and Q5_K, and the others have none. Of Q6_K the scale
@@ -40,10 +39,8 @@ typedef struct kvc__kern {
      * mm_f (all types): w as float, which is exact but for the last sum (scale * value, or
      * fma(scale, value, min)), columns ascending, acc = fma(w, x, acc). tile: scratch of
      * kvc__tile_bytes(w). */
-    void (*mm_q)(const kvc__mat *w, uint32_t g0, uint32_t g1, const kvc__act *a, float *out,
-                 size_t out_stride);
-    void (*mm_f)(const kvc__mat *w, uint32_t g0, uint32_t g1, const kvc__act *a, float *out,
-                 size_t out_stride, float *tile);
+    void (*mm_q)(const kvc__mat *w, const kvc__act *a, float *out, size_t out_stride);
+    void (*mm_f)(const kvc__mat *w, const kvc__act *a, float *out, size_t out_stride, float *tile);
     /* Rounds a row to int8 in blocks of 32: q = nearest-even(x * (127 / amax)), 0 where amax is 0
      * or not finite; sum[2b] of q over block b, sum[2b + 1] over its first 16; d[2b] = amax / 127,
      * d[2b + 1] = d[2b] * (float)sum[2b]. n a multiple of 32. */

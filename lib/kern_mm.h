@@ -281,10 +281,10 @@ INLINE void mm_q_tile(uint32_t type, uint32_t n_tok, const uint8_t *w, uint32_t 
     }
 }
 
-INLINE void mm_q_type(uint32_t type, const kvc__mat *w, uint32_t g0, uint32_t g1, const kvc__act *a,
-                      float *out, size_t out_stride) {
+INLINE void mm_q_type(uint32_t type, const kvc__mat *w, const kvc__act *a, float *out,
+                      size_t out_stride) {
     const uint32_t n_block = w->n_col / KVC__BLOCK;
-    for (uint32_t g = g0; g < g1; g++) {
+    for (uint32_t g = 0; g < w->n_group; g++) {
         const uint8_t *data = w->data + g * w->stride;
         const uint32_t rows = w->n_row - KVC__GROUP * g;
         float *y = out + (size_t)KVC__GROUP * g;
@@ -333,9 +333,8 @@ INLINE void mm_q_type(uint32_t type, const kvc__mat *w, uint32_t g0, uint32_t g1
         call(KVC__T_Q6_K);                                                                         \
         break;
 
-static void mm_q(const kvc__mat *w, uint32_t g0, uint32_t g1, const kvc__act *a, float *out,
-                 size_t out_stride) {
-#define MM_CALL(type) mm_q_type(type, w, g0, g1, a, out, out_stride)
+static void mm_q(const kvc__mat *w, const kvc__act *a, float *out, size_t out_stride) {
+#define MM_CALL(type) mm_q_type(type, w, a, out, out_stride)
     switch (w->type) {
         MM_BY_TYPE(MM_CALL)
     default:
@@ -474,8 +473,10 @@ INLINE void mm_f_groups(uint32_t type, uint32_t n_grp, const kvc__mat *w, uint32
 
 /* Float weights are read where they are: four groups side by side hide the latency when there are
  * too few tokens to. */
-INLINE void mm_f_plain(uint32_t type, const kvc__mat *w, uint32_t g, uint32_t g1, const kvc__act *a,
-                       float *out, size_t out_stride) {
+INLINE void mm_f_plain(uint32_t type, const kvc__mat *w, const kvc__act *a, float *out,
+                       size_t out_stride) {
+    const uint32_t g1 = w->n_group;
+    uint32_t g = 0;
     for (; a->n <= 4 && g + KVC__MM_F_GROUPS <= g1; g += KVC__MM_F_GROUPS) {
         mm_f_groups(type, KVC__MM_F_GROUPS, w, g, w->data + g * w->stride, a, out, out_stride);
     }
@@ -501,8 +502,10 @@ INLINE void mm_f_blocks(uint32_t n_grp, const kvc__mat *w, uint32_t g, const kvc
     mm_f_store(w, g, n_grp, 0, a->n, acc, out, out_stride);
 }
 
-static void mm_f_quantised(const kvc__mat *w, uint32_t g, uint32_t g1, const kvc__act *a,
-                           float *out, size_t out_stride, float *tile) {
+static void mm_f_quantised(const kvc__mat *w, const kvc__act *a, float *out, size_t out_stride,
+                           float *tile) {
+    const uint32_t g1 = w->n_group;
+    uint32_t g = 0;
     for (; a->n <= 4 && g + KVC__MM_F_GROUPS <= g1; g += KVC__MM_F_GROUPS) {
         mm_f_blocks(KVC__MM_F_GROUPS, w, g, a, out, out_stride);
     }
@@ -518,21 +521,20 @@ static void mm_f_quantised(const kvc__mat *w, uint32_t g, uint32_t g1, const kvc
     }
 }
 
-static void mm_f(const kvc__mat *w, uint32_t g0, uint32_t g1, const kvc__act *a, float *out,
-                 size_t out_stride, float *tile) {
+static void mm_f(const kvc__mat *w, const kvc__act *a, float *out, size_t out_stride, float *tile) {
     switch (w->type) {
     case KVC__T_F32:
-        mm_f_plain(KVC__T_F32, w, g0, g1, a, out, out_stride);
+        mm_f_plain(KVC__T_F32, w, a, out, out_stride);
         break;
     case KVC__T_F16:
-        mm_f_plain(KVC__T_F16, w, g0, g1, a, out, out_stride);
+        mm_f_plain(KVC__T_F16, w, a, out, out_stride);
         break;
     case KVC__T_BF16:
-        mm_f_plain(KVC__T_BF16, w, g0, g1, a, out, out_stride);
+        mm_f_plain(KVC__T_BF16, w, a, out, out_stride);
         break;
     default:
         if (a->n > 0) {
-            mm_f_quantised(w, g0, g1, a, out, out_stride, tile);
+            mm_f_quantised(w, a, out, out_stride, tile);
         }
         break;
     }

@@ -52,7 +52,8 @@ typedef struct kvc__mat {
     const uint8_t *rows; /* then the file's rows */
 } kvc__mat;
 
-/** Activations of n rows (tokens): float always; int8 in blocks of 32 when asked for. */
+/** Activations of n rows (tokens): floats, int8 in blocks of 32, or both, as those who read them
+ * want; what nobody reads holds anything. */
 typedef struct kvc__act {
     uint32_t n;     /* rows */
     uint32_t n_col; /* a multiple of 4; blocks of 32 when quantised */
@@ -74,6 +75,15 @@ int32_t kvc__mat_init(kvc__mat *m, uint32_t type, uint64_t n_row, uint64_t n_col
 size_t kvc__mat_bytes(const kvc__mat *m);
 /** Packs groups [first, end) from the file's rows at src. [any] for different groups. */
 void kvc__mat_pack(kvc__mat *m, const uint8_t *src, uint32_t first, uint32_t end);
+/** The rows of groups [first, end), as a matrix that shares m's data. m is packed. */
+static inline kvc__mat kvc__mat_part(const kvc__mat *m, uint32_t first, uint32_t end) {
+    const uint32_t left = m->n_row - KVC__GROUP * first, n = KVC__GROUP * (end - first);
+    kvc__mat part = *m;
+    part.data += first * m->stride;
+    part.n_row = left < n ? left : n;
+    part.n_group = end - first;
+    return part;
+}
 /** Packs group g of a matrix that isn't packed into dst[group_bytes], 64-byte aligned: *out becomes
  * a matrix of these rows alone. [any] */
 void kvc__mat_group(const kvc__mat *m, uint32_t g, uint8_t *dst, kvc__mat *out);

@@ -38,11 +38,13 @@ typedef struct job {
 } job;
 
 static void run_mm_q(job *j) {
-    j->k->mm_q(&j->mat, j->g0, j->g1, &j->act, j->out, j->mat.n_row);
+    const kvc__mat part = kvc__mat_part(&j->mat, j->g0, j->g1);
+    j->k->mm_q(&part, &j->act, j->out + (size_t)KVC__GROUP * j->g0, j->mat.n_row);
 }
 
 static void run_mm_f(job *j) {
-    j->k->mm_f(&j->mat, j->g0, j->g1, &j->act, j->out, j->mat.n_row, j->tile);
+    const kvc__mat part = kvc__mat_part(&j->mat, j->g0, j->g1);
+    j->k->mm_f(&part, &j->act, j->out + (size_t)KVC__GROUP * j->g0, j->mat.n_row, j->tile);
 }
 
 /* Score, softmax and mix of pages, as attention does. */

@@ -62,10 +62,10 @@ static void say_products(const kvc__kern *k, const kvc__mat *m, const char *name
         const size_t at = (size_t)t * N_COL;
         k->quantize(x + at, N_COL, q + at, d + at / 16, sum + at / 16);
     }
-    k->mm_f(m, 0, m->n_group, &a, out, N_ROW, tile);
+    k->mm_f(m, &a, out, N_ROW, tile);
     say("product", name, out, (size_t)N_TOK * N_ROW);
     if (kvc__mat_quantised(m->type)) {
-        k->mm_q(m, 0, m->n_group, &a, out, N_ROW);
+        k->mm_q(m, &a, out, N_ROW);
         say("int8", name, out, (size_t)N_TOK * N_ROW);
     }
     free(x);

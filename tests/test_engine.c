@@ -148,12 +148,38 @@ START_TEST(many_heads_do_not_matter) {
 }
 END_TEST
 
+/* So many rows that a strip of them holds but one item of weights. */
+START_TEST(large_batches_do_not_matter) {
+    enum { LONG = 1200, FROM = LONG - 10 };
+    static const char *const some[] = {"tiny-q4_1.gguf", "tiny-f16.gguf", "tiny-mqa80.gguf"};
+    kvc_model *a = util_model(some[_i / 2], 1, 4096), *b = util_model(some[_i / 2], 3, 100);
+    const char *compute = _i % 2 == 0 ? "f32" : "int8";
+    const uint32_t n_vocab = util_vocab(a);
+    int32_t token[LONG];
+    float *want = calloc((size_t)2 * (LONG - FROM) * n_vocab, sizeof *want);
+    float *got = want + (size_t)(LONG - FROM) * n_vocab;
+    util_tokens(token, LONG, n_vocab, 3);
+    kvc_session *s = util_session(a, "full", compute, LONG + 10);
+    util_feed(s, token, LONG, FROM, LONG, n_vocab, want);
+    kvc_session_close(s);
+    s = util_session(b, "full", compute, LONG + 10);
+    util_feed(s, token, LONG, FROM, LONG, n_vocab, got);
+    kvc_session_close(s);
+    util_same(want, got, LONG - FROM, n_vocab, "one batch of 1,200 rows");
+    free(want);
+    kvc_model_close(a);
+    kvc_model_close(b);
+}
+END_TEST
+
+/* Three sessions' rows together, which two threads divide. */
 START_TEST(company_does_not_matter) {
     struct grid g;
     grid_open(&g, _i);
-    kvc_session *s[3] = {util_session(g.m, g.spec, g.compute, N_CTX),
-                         util_session(g.m, "", g.compute, N_CTX),
-                         util_session(g.m, g.spec, g.compute, N_CTX)};
+    kvc_model *m = util_model(models[(size_t)_i / 2 / N_SPEC], 2, 0);
+    kvc_session *s[3] = {util_session(m, g.spec, g.compute, N_CTX),
+                         util_session(m, "", g.compute, N_CTX),
+                         util_session(m, g.spec, g.compute, N_CTX)};
     int32_t others[N];
     util_tokens(others, N, g.n_vocab, 99);
     kvc_run run[3];
@@ -177,6 +203,7 @@ START_TEST(company_does_not_matter) {
     for (int j = 0; j < 3; j++) {
         kvc_session_close(s[j]);
     }
+    kvc_model_close(m);
     grid_close(&g);
 }
 END_TEST
@@ -419,6 +446,7 @@ int main(int argc, char **argv) {
         return run(suite, CK_SILENT);
     }
     every_add(tc, chunks_do_not_matter, GRID, 1);
+    tcase_add_loop_test(tc, large_batches_do_not_matter, 0, 6);
     every_add(tc, threads_do_not_matter, GRID, 1);
     tcase_add_test(tc, many_heads_do_not_matter);
     every_add(tc, company_does_not_matter, GRID, 1);

@@ -220,12 +220,14 @@ static float exact_f(const fixture *f, const kvc__act *a, uint32_t t, uint32_t r
 
 static void product(const kvc__kern *k, int q, const kvc__mat *m, uint32_t g0, uint32_t g1,
                     const kvc__act *a, float *out, size_t stride) {
+    const kvc__mat part = kvc__mat_part(m, g0, g1);
+    out += (size_t)KVC__GROUP * g0;
     if (q) {
-        k->mm_q(m, g0, g1, a, out, stride);
+        k->mm_q(&part, a, out, stride);
         return;
     }
     float *tile = malloc(kvc__tile_bytes(m));
-    k->mm_f(m, g0, g1, a, out, stride, tile);
+    k->mm_f(&part, a, out, stride, tile);
     free(tile);
 }
 
