@@ -6,6 +6,7 @@
 
 #include "os.h"
 
+#include <stdalign.h>
 #include <string.h>
 
 /* ---------------------------------------------------------------- rows */
@@ -14,9 +15,10 @@ static bool wants_int8(uint32_t compute, const kvc__mat *w) {
     return compute == KVC_COMPUTE_INT8 && kvc__mat_quantised(w->type);
 }
 
-/* Work on rows that are independent of each other. */
+/* Work on rows that are independent of each other. It lies in the caller's frame, in lines of its
+ * own: those around are written while others read this. */
 struct rows {
-    kvc_model *m;
+    alignas(64) kvc_model *m;
     void (*fn)(struct rows *r, uint32_t row, uint32_t thread);
     const kvc__part *part;
     const kvc__layer *layer;

@@ -4,6 +4,7 @@
  * Which thread computes an item, and with which others, doesn't change a bit of it. */
 #include "product.h"
 
+#include <stdalign.h>
 #include <string.h>
 
 /* Each part of the rows reads the weights anew. In pairs, with two threads, parts of 32 rows gained
@@ -15,10 +16,11 @@
 /* Floats of a strip: two of them and a group's weights stay in a core's own cache. */
 #define STRIP_FLOATS 16384u
 
-/* Some matrices that share their input: one phase over all their groups. */
+/* Some matrices that share their input: one phase over all their groups. It lies in the caller's
+ * frame, in lines of its own: those around are written while others read this. */
 struct product {
-    const kvc__products *with;
-    const kvc__act *act;
+    alignas(64) const kvc__products *with;
+    kvc__act act;
     bool int8;
     const kvc__mat *w[3];
     float *out[3];
@@ -44,9 +46,9 @@ static void run_packed(const struct product *p, const kvc__mat *w, float *out, s
                        uint32_t thread) {
     const kvc__products *x = p->with;
     if (p->int8 && kvc__mat_quantised(w->type)) {
-        x->kern->mm_q(w, p->act, out, stride);
+        x->kern->mm_q(w, &p->act, out, stride);
     } else {
-        x->kern->mm_f(w, p->act, out, stride, x->tile + thread * x->tile_floats);
+        x->kern->mm_f(w, &p->act, out, stride, x->tile + thread * x->tile_floats);
     }
 }
 
@@ -84,7 +86,7 @@ static uint32_t strip_stride(uint32_t n_group) {
 
 /* Groups of a strip: whole items, and no more than stay in a core's cache. */
 static uint32_t strip_groups(const struct product *p) {
-    const uint32_t fit = STRIP_FLOATS / (KVC__GROUP * p->act->n);
+    const uint32_t fit = STRIP_FLOATS / (KVC__GROUP * p->act.n);
     const uint32_t n = fit > 0 ? (fit - 1) / p->unit * p->unit : 0;
     return n > p->unit ? n : p->unit;
 }
@@ -95,10 +97,10 @@ static void finish_groups(const struct product *p, uint32_t g0, uint32_t g1, uin
     const kvc__mat *w = p->w[0];
     const uint32_t n = rows_in(w, g0, g1), stride = strip_stride(g1 - g0);
     const size_t col = (size_t)g0 * KVC__GROUP;
-    const bool direct = p->to != NULL && p->act->n == 1;
+    const bool direct = p->to != NULL && p->act.n == 1;
     float *strip = direct ? p->to[0] + col : strip_of(p, thread, 0);
     run_groups(p, 0, g0, g1, strip, stride, thread);
-    for (uint32_t t = 0; t < p->act->n; t++) {
+    for (uint32_t t = 0; t < p->act.n; t++) {
         float *y = strip + (size_t)t * stride;
         if (p->add != NULL) {
             kern->add(p->add + (size_t)t * w->n_row + col, y, n);
@@ -126,7 +128,7 @@ static void gate_groups(const struct product *p, uint32_t g0, uint32_t g1, uint3
         run_groups(p, 0, g, stop, gate + at, gate_stride, thread);
         run_groups(p, 1, g, stop, up + at, stride, thread);
     }
-    for (uint32_t t = 0; t < p->act->n; t++) {
+    for (uint32_t t = 0; t < p->act.n; t++) {
         float *y = gate + t * gate_stride;
         p->gate(y, up + (size_t)t * stride, n);
         if (rounds) {
@@ -187,7 +189,7 @@ static kvc__act act_part(const kvc__act *a, uint32_t t0, uint32_t n) {
 
 /* First row of part i: whole tiles, shared out evenly. */
 static uint32_t part_begin(const struct product *p, uint32_t i) {
-    const uint32_t n = p->act->n, tiles = (n + TILE_ROWS - 1) / TILE_ROWS;
+    const uint32_t n = p->act.n, tiles = (n + TILE_ROWS - 1) / TILE_ROWS;
     const uint32_t row = tiles * i / p->n_part * TILE_ROWS;
     return row < n ? row : n;
 }
@@ -196,9 +198,8 @@ static uint32_t part_begin(const struct product *p, uint32_t i) {
 static void part_span(const struct product *p, uint32_t i, uint32_t first, uint32_t end,
                       uint32_t thread) {
     const uint32_t t0 = part_begin(p, i), n = part_begin(p, i + 1) - t0;
-    const kvc__act act = act_part(p->act, t0, n);
     struct product part = *p;
-    part.act = &act;
+    part.act = act_part(&p->act, t0, n);
     for (uint32_t k = 0; k < 3 && p->out[k] != NULL; k++) {
         part.out[k] += (size_t)t0 * p->w[k]->n_row;
     }
@@ -225,7 +226,7 @@ static void parts_span(void *arg, uint32_t first, uint32_t end, uint32_t thread)
  * rounded or normed lie in its cache: phases over rows are shared out in the same order. Weights
  * that are packed at each use are packed once, for all rows. */
 static void run(struct product *p, uint32_t n_item, kvc__pool_fn span) {
-    const uint32_t n = p->act->n / PART_ROWS, threads = kvc__pool_n_thread(p->with->pool);
+    const uint32_t n = p->act.n / PART_ROWS, threads = kvc__pool_n_thread(p->with->pool);
     const uint32_t most = threads < MOST_PARTS ? threads : MOST_PARTS;
     p->n_part = n < most ? n : most;
     if (p->n_part < 2 || p->w[0]->data == NULL) {
@@ -241,7 +242,7 @@ static void run(struct product *p, uint32_t n_item, kvc__pool_fn span) {
 
 static struct product product_of(const kvc__products *with, const kvc__act *act, bool int8,
                                  uint32_t n, const kvc__mat *const *w) {
-    struct product p = {.with = with, .int8 = int8, .act = act, .unit = 1, .step = 1};
+    struct product p = {.with = with, .int8 = int8, .act = *act, .unit = 1, .step = 1};
     for (uint32_t i = 0; i < n; i++) {
         p.w[i] = w[i];
         if (!int8 || !kvc__mat_quantised(w[i]->type)) {
