@@ -54,9 +54,7 @@ static void quantise(struct rows *r, uint32_t i, const float *y) {
 
 static void quantise_row(struct rows *r, uint32_t i, uint32_t thread) {
     (void)thread;
-    if (r->int8) {
-        quantise(r, i, r->y + (size_t)i * r->width);
-    }
+    quantise(r, i, r->y + (size_t)i * r->width);
 }
 
 /* Floats that nobody reads stay in the thread's cache: lines of y cost more to take back from the
@@ -383,8 +381,10 @@ static void layer_attention(kvc_model *m, uint32_t il, uint32_t n_part, uint32_t
     w->attention_ns += kvc__clock_ns() - t0;
 
     r = act_of(m, n, hp->n_head * hp->dim_v, NULL, w->attend.out, compute, 1, o);
-    r.fn = quantise_row;
-    each_row(&r);
+    if (r.int8) {
+        r.fn = quantise_row;
+        each_row(&r);
+    }
     add_branch(m, &r.act, r.int8, &l->o, l->attn_post);
 }
 

@@ -139,8 +139,10 @@ static void gate_groups(const struct product *p, uint32_t g0, uint32_t g1, uint3
     }
 }
 
-static void strips(const struct product *p, uint32_t first, uint32_t end, uint32_t thread,
-                   void (*fn)(const struct product *, uint32_t g0, uint32_t g1, uint32_t thread)) {
+/* Does items [first, end) strip by strip. */
+static void each_strip(const struct product *p, uint32_t first, uint32_t end, uint32_t thread,
+                       void (*fn)(const struct product *, uint32_t g0, uint32_t g1,
+                                  uint32_t thread)) {
     const uint32_t last = end * p->unit, take = strip_groups(p);
     const uint32_t g1 = last < p->w[0]->n_group ? last : p->w[0]->n_group;
     for (uint32_t g = first * p->unit; g < g1; g += take) {
@@ -151,11 +153,11 @@ static void strips(const struct product *p, uint32_t first, uint32_t end, uint32
 /* ---------------------------------------------------------------- items */
 
 static void finish_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
-    strips(arg, first, end, thread, finish_groups);
+    each_strip(arg, first, end, thread, finish_groups);
 }
 
 static void gate_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
-    strips(arg, first, end, thread, gate_groups);
+    each_strip(arg, first, end, thread, gate_groups);
 }
 
 static void plain_span(void *arg, uint32_t first, uint32_t end, uint32_t thread) {
@@ -316,7 +318,7 @@ bool kvc__products_init(kvc__products *p, kvc__mem *mem, const kvc__kern *kern, 
 void kvc__products_free(kvc__products *p, kvc__mem *mem) {
     const size_t n = p->pool != NULL ? kvc__pool_n_thread(p->pool) * sizeof(float) : 0;
     kvc__free(mem, p->tile, n * p->tile_floats);
-    kvc__free(mem, p->group, p->group != NULL ? n * p->tile_floats : 0);
+    kvc__free(mem, p->group, n * p->tile_floats);
     kvc__free(mem, p->strip, n * 2 * p->strip_floats);
     *p = (kvc__products){0};
 }
